@@ -1,0 +1,18 @@
+"""Certified geometry of the feature space of trained image classifiers, in JAX.
+
+After arXiv:2202.04052: a network's last hidden layer is where it separates the classes, and from
+there on it is linear. hullgeo studies that feature space for any model, in batches, and every
+answer carries a certificate. The README shows the use; `docs/design.md` the layers.
+"""
+
+from hullgeo.result import BoundaryDistance as BoundaryDistance
+from hullgeo.result import Crossing as Crossing
+from hullgeo.result import HullProjection as HullProjection
+from hullgeo.result import Inversion as Inversion
+from hullgeo.result import Membership as Membership
+from hullgeo.result import SegmentClasses as SegmentClasses
+from hullgeo.result import Status as Status
+from hullgeo.result import failed as failed
+from hullgeo.result import raise_if_failed as raise_if_failed
+
+__version__ = "0.1.0"

@@ -1,0 +1,205 @@
+"""What every computation returns: an answer, a certificate, and a status.
+
+Results are `NamedTuple`s, hence pytrees: they pass through `jit`, `vmap`, `scan` and `pmap`
+unchanged. A status is an int32 array of the batch's shape, so that one failing row never hides the
+others; `raise_if_failed` turns it into an exception on the host.
+"""
+
+import enum
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+ResultT = TypeVar("ResultT", bound=NamedTuple)
+
+
+class _Code(enum.IntEnum):
+    """An integer that carries a sentence for people."""
+
+    message: str
+
+    def __new__(cls, value: int, message: str) -> "_Code":
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.message = message
+        return code
+
+
+class Status(_Code):
+    """How a computation ended; every member carries its `message`.
+
+    Zero is success. Whatever the status, a returned bracket is true: a failure says that less was
+    proved than was asked for, never that something false is claimed.
+    """
+
+    CONVERGED = 0, "The requested tolerance was reached."
+    STEP_LIMIT = 1, "The step limit was reached before the tolerance; raise max_steps."
+    CAPACITY = 2, "The support outgrew its slots before the tolerance was reached; raise capacity."
+    PRECISION_LIMIT = (
+        3,
+        "The arithmetic cannot prove the requested tolerance; loosen rtol or atol, or pass float64.",
+    )
+    NONFINITE = 4, "The input holds NaN or infinity, or its scale overflows."
+    INFEASIBLE = 5, "The constraints were proved to have no solution."
+    NO_CROSSING = 6, "Both ends have the same class, so no crossing is bracketed."
+    STALLED = 7, "No further progress was possible from here; try another start."
+    NO_GRADIENT = 8, "The gradient vanishes here, so there is no direction to follow."
+
+
+class Membership(_Code):
+    """Whether a query lies in a convex hull, as far as it is proved."""
+
+    OUTSIDE = -1, "A separating hyperplane is proved."
+    UNDECIDED = 0, "Neither inside nor outside is proved at the precision used."
+    INSIDE = 1, "A ball around the query is proved to lie in the hull, or the distance is <= atol."
+
+
+class HullProjection(NamedTuple):
+    """The nearest point of a convex hull to each query, with a two-sided certificate.
+
+    Guarantee: the true distance of the stored numbers lies in
+    [`distance_lower_bound`, `distance`], rounding included, whatever the `status`. The query is
+    outside the hull wherever `distance_lower_bound > 0` and inside wherever
+    `interior_radius > 0` (then `distance` is exactly 0).
+
+    Attributes:
+      point: nearest point found, `weights @ vertices[support]`, `(*batch, dim)`.
+      distance: Euclidean distance, an upper bound of the true one, in the units of the vertices.
+      distance_lower_bound: a proved lower bound of the true distance, same units.
+      interior_radius: radius of a ball around the query proved to lie in the hull, else 0.
+      support: indices of vertices, `(*batch, slots)`; unused slots repeat an index with weight 0.
+      weights: barycentric coordinates on the support, nonnegative, summing to 1.
+      gap: Frank-Wolfe gap of the returned weights, `max_v <point - query, point - v>`, squared
+        units.
+      num_steps: passes over all vertices.
+      status: a `Status` per query.
+      query: the query, kept so that the separating hyperplane can be read off.
+    """
+
+    point: Float[Array, "*batch dim"]
+    distance: Float[Array, "*batch"]
+    distance_lower_bound: Float[Array, "*batch"]
+    interior_radius: Float[Array, "*batch"]
+    support: Int[Array, "*batch slots"]
+    weights: Float[Array, "*batch slots"]
+    gap: Float[Array, "*batch"]
+    num_steps: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+    query: Float[Array, "*batch dim"]
+
+
+class BoundaryDistance(NamedTuple):
+    """Distance of features to the nearest decision boundary of a linear head.
+
+    Attributes:
+      distance: Euclidean distance, the radius of the largest open ball around the feature with one
+        class; 0 on a boundary, infinite where no other class can take over.
+      label: class of the feature, `(*batch,)`; the smallest index among ties.
+      rival: the class on the other side of the nearest boundary.
+      status: a `Status` per feature.
+    """
+
+    distance: Float[Array, "*batch"]
+    label: Int[Array, "*batch"]
+    rival: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+
+class SegmentClasses(NamedTuple):
+    """The classes along segments in feature space, exactly.
+
+    Attributes:
+      position: crossings in [0, 1], ascending, `(*batch, num_classes - 1)`.
+      classes: classes between the crossings, `(*batch, num_classes)`.
+      num_crossings: how many entries of `position` count; later ones repeat the last.
+      status: a `Status` per segment.
+    """
+
+    position: Float[Array, "*batch crossings"]
+    classes: Int[Array, "*batch pieces"]
+    num_crossings: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+
+class Crossing(NamedTuple):
+    """A bracket around one change of class along a segment.
+
+    Guarantee: the classes at `lower` and `upper`, evaluated by the caller's own function, are
+    `class_lower` and `class_upper`, and differ wherever the status is not `NO_CROSSING` or
+    `NONFINITE`.
+
+    Attributes:
+      lower: position in [0, 1] on the near side.
+      upper: position in [0, 1] on the far side, `upper > lower`.
+      class_lower: class at `lower`.
+      class_upper: class at `upper`.
+      num_evaluations: evaluations of the logits, the two ends included.
+      status: a `Status` per segment.
+    """
+
+    lower: Float[Array, "*batch"]
+    upper: Float[Array, "*batch"]
+    class_lower: Int[Array, "*batch"]
+    class_upper: Int[Array, "*batch"]
+    num_evaluations: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+
+class Inversion(NamedTuple):
+    """Images whose features were moved to a target.
+
+    Attributes:
+      image: image within the bounds, `(*batch, height, width, channels)`.
+      features: features of `image`, `(*batch, dim)`.
+      residual: `|features - target| / |target|`.
+      pixel_distance: Euclidean distance to the starting image.
+      active: share of pixel values exactly at a bound.
+      num_gradients: gradients (or vector-Jacobian products) spent per image.
+      status: a `Status` per image.
+    """
+
+    image: Float[Array, "*batch height width channels"]
+    features: Float[Array, "*batch dim"]
+    residual: Float[Array, "*batch"]
+    pixel_distance: Float[Array, "*batch"]
+    active: Float[Array, "*batch"]
+    num_gradients: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+
+def failed(result: Any) -> Bool[Array, "*batch"]:
+    """Where a result's status is not `Status.CONVERGED`; traceable."""
+    return jnp.asarray(result.status) != Status.CONVERGED
+
+
+def raise_if_failed(result: ResultT) -> ResultT:
+    """Return the result unchanged, or raise if any of its rows failed. Host side only.
+
+    Args:
+      result: any hullgeo result with a `status`.
+
+    Raises:
+      RuntimeError: naming the first failing rows, how many failed, and each status' message.
+      TypeError: inside a traced function, where a status has no value yet.
+    """
+    if isinstance(result.status, jax.core.Tracer):  # type: ignore[attr-defined]
+        raise TypeError(
+            "raise_if_failed needs concrete values: call it outside jit, or use result.status."
+        )
+    status = np.asarray(result.status)  # type: ignore[attr-defined]
+    if not status.any():
+        return result
+    lines = []
+    for code in np.unique(status[status != Status.CONVERGED]):
+        rows = [
+            int(row[0]) if status.ndim == 1 else tuple(map(int, row))
+            for row in np.argwhere(status == code)
+        ]
+        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        where = f" (rows {shown})" if status.ndim else ""
+        lines.append(f"{Status(code).name} in {len(rows)} of {status.size}{where}: "
+                     f"{Status(code).message}")
+    raise RuntimeError(f"{type(result).__name__} failed. " + " ".join(lines))

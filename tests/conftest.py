@@ -1,0 +1,24 @@
+"""Every test runs strictly: float64 on, strict promotion, four CPU devices, checked shapes."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=4"
+)
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("hullgeo", "beartype.beartype"):
+    import hullgeo  # noqa: F401
+
+import hypothesis
+import jax
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile(
+    "fixed", derandomize=True, deadline=None, max_examples=25, database=None
+)
+hypothesis.settings.load_profile("fixed")
