@@ -5,6 +5,10 @@ there on it is linear. hullgeo studies that feature space for any model, in batc
 answer carries a certificate. The README shows the use; `docs/design.md` the layers.
 """
 
+from hullgeo.features import Classifier as Classifier
+from hullgeo.features import LinearHead as LinearHead
+from hullgeo.features import from_arrays as from_arrays
+from hullgeo.features import from_callables as from_callables
 from hullgeo.result import BoundaryDistance as BoundaryDistance
 from hullgeo.result import Crossing as Crossing
 from hullgeo.result import HullProjection as HullProjection

@@ -1,0 +1,193 @@
+"""A classifier as features followed by a linear head: logits(x) = phi(x) K + b.
+
+phi(x), the input of the network's last linear layer after everything that precedes it, lies in the
+space in which the network separates its classes (arXiv:2202.04052, section 2); `K` (d, num_classes)
+and `b` (num_classes,) are Flax's own layout. Every constructor checks the split on real images:
+`head(features(images))` has to equal the model's own logits up to rounding.
+
+>>> classifier = from_linen(module, variables, images)   # or from_nnx(model, images)
+>>> phi = extract_features(classifier, images, batch_size=256)
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from hullgeo import _check, _numerics
+
+
+class LinearHead(NamedTuple):
+    """The last step of a classifier, z = phi K + b, as a callable pytree.
+
+    Attributes:
+      kernel: `(dim, num_classes)`, one column a class.
+      bias: `(num_classes,)`.
+    """
+
+    kernel: Float[Array, "dim num_classes"]
+    bias: Float[Array, "num_classes"]
+
+    def __call__(self, features: Any) -> Float[Array, "*batch num_classes"]:
+        """Logits of features `(*batch, dim)`, at full precision in the wider of the two types."""
+        dtype = np.result_type(features.dtype, self.kernel.dtype, self.bias.dtype)
+        with _numerics.float64():
+            features, kernel, bias = (jnp.asarray(a, dtype) for a in (features, *self))
+            logits = _numerics.product(features, kernel)
+            return logits + jnp.broadcast_to(bias, logits.shape)
+
+
+class Classifier(NamedTuple):
+    """A network split where it becomes linear; a pytree that passes through jit, vmap, grad, pmap.
+
+    Attributes:
+      features: images `(*batch, *image)`, float in [0, 1], to features `(*batch, dim)`.
+      head: features to logits.
+    """
+
+    features: jax.tree_util.Partial
+    head: LinearHead
+
+    def __call__(self, images: Any) -> Float[Array, "*batch num_classes"]:
+        """Logits of images `(*batch, *image)`."""
+        return self.head(self.features(images))
+
+
+def from_arrays(kernel: Any, bias: Any = None) -> Classifier:
+    """A classifier whose images are feature vectors already: `features` is the identity.
+
+    Args:
+      kernel: `(dim, num_classes)` floating point, one column a class.
+      bias: `(num_classes,)`; zeros where there is none.
+
+    Returns:
+      a `Classifier` of "images" `(*batch, dim)`; its `head` is what the functions of features and a
+      head take.
+
+    Raises:
+      ValueError: for shapes that do not fit, other types, fewer than two classes, NaN or infinity.
+    """
+    head = _checked_head(kernel, np.zeros_like(kernel[0]) if bias is None else bias)
+    return Classifier(jax.tree_util.Partial(_identity), head)
+
+
+def from_callables(features: Callable[[Any], Any], head: Any, images: Any) -> Classifier:
+    """A classifier from plain functions, whatever library they come from.
+
+    Args:
+      features: traceable, images `(n, *image)` to features `(n, dim)`. A
+        `jax.tree_util.Partial` keeps its parameters visible to jit and grad.
+      head: a `LinearHead`, a pair `(kernel, bias)`, or an affine function of features `(n, dim)`
+        to logits, whose kernel and bias are then read off.
+      images: a real batch `(n, *image)`, floating point, at least one image, on which the parts are
+        checked; it also fixes how many trailing axes make one image.
+
+    Returns:
+      a `Classifier` that takes images with any leading axes.
+
+    Raises:
+      ValueError: for parts that do not fit, and for a head that is not affine.
+    """
+    images = _checked_images(images)
+    if not isinstance(features, jax.tree_util.Partial):
+        features = jax.tree_util.Partial(features)
+    batched = jax.tree_util.Partial(_AnyBatch(_call, images.ndim - 1), features)
+    values = jax.jit(batched)(images)
+    if values.ndim != 2:
+        _check.fail(
+            "features(images).shape",
+            values.shape,
+            "to be (n, dim)",
+            "Flatten the features of an image to one vector.",
+        )
+    if isinstance(head, tuple):
+        return Classifier(batched, _checked_head(*head, dim=values.shape[-1]))
+    with jax.default_matmul_precision("highest"):
+        origin = jnp.zeros_like(values[0])
+        row = lambda vector: head(vector[None])[0]  # noqa: E731
+        linear = _checked_head(jax.jacfwd(row)(origin).T, row(origin), dim=values.shape[-1])
+        _check_agreement(linear(values), head(values), "head(features(images))")
+    return Classifier(batched, linear)
+
+
+def _identity(images: Any) -> Any:
+    return images
+
+
+def _call(function: Callable[[Any], Any], images: Any) -> Any:
+    return function(images)
+
+
+@dataclasses.dataclass(frozen=True)
+class _AnyBatch:
+    """`function(parameters, images)` of one leading axis, made to take any number of them."""
+
+    function: Hashable
+    image_ndim: int
+
+    def __call__(self, parameters: Any, images: Any) -> Array:
+        if images.ndim < self.image_ndim:
+            _check.fail(
+                "images.shape", images.shape, f"to end in the {self.image_ndim} axes of an image"
+            )
+        batch = images.shape[: images.ndim - self.image_ndim]
+        flat = images.reshape(math.prod(batch), *images.shape[len(batch) :])
+        features = self.function(parameters, flat)  # type: ignore[operator]
+        return features.reshape(*batch, *features.shape[1:])
+
+
+def _checked_images(images: Any) -> Any:
+    """A batch to check a classifier on."""
+    if not hasattr(images, "dtype"):
+        images = np.asarray(images)
+    _check.rank_at_least("images", images, 2, "(n, *image)")
+    if images.shape[0] == 0:
+        _check.fail("images.shape", images.shape, "to hold at least one image")
+    if not jnp.issubdtype(images.dtype, np.floating):
+        _check.fail(
+            "images.dtype",
+            str(images.dtype),
+            "to be floating point in [0, 1]",
+            "Divide by 255 first: (images / 255).astype('float32').",
+        )
+    _check.all_finite("images", images)
+    return images
+
+
+def _checked_head(kernel: Any, bias: Any, dim: int | None = None) -> LinearHead:
+    """A head whose parts fit each other, and `dim` where given."""
+    kernel, bias = (a if hasattr(a, "dtype") else np.asarray(a) for a in (kernel, bias))
+    _check.floating("kernel", kernel)
+    _check.floating("bias", bias)
+    _check.shape("kernel", kernel, (dim, None), f"({dim or 'dim'}, num_classes)")
+    _check.shape("bias", bias, (kernel.shape[1],), f"(num_classes,) = ({kernel.shape[1]},)")
+    if kernel.shape[1] < 2:
+        _check.fail(
+            "kernel.shape",
+            kernel.shape,
+            "to have at least two columns, one a class",
+            "For one logit z of two classes pass the kernel of (0, z).",
+        )
+    _check.all_finite("kernel", kernel)
+    _check.all_finite("bias", bias)
+    return LinearHead(kernel, bias)
+
+
+def _check_agreement(found: Any, expected: Any, name: str) -> None:
+    """Logits equal up to the rounding of the type in which the model computes."""
+    dtype = expected.dtype
+    found, expected = (np.asarray(a, dtype=np.float64) for a in (found, expected))
+    error = float(np.max(np.abs(found - expected))) if found.shape == expected.shape else np.inf
+    scale = max(float(np.max(np.abs(expected))), float(np.finfo(np.float32).tiny))
+    if not error <= 200 * float(jnp.finfo(dtype).eps) * scale:
+        _check.fail(
+            name,
+            f"shape {expected.shape}, largest deviation {error:.3g}",
+            "to be affine in the features",
+            "Pass the function that returns logits, without softmax or another activation.",
+        )
