@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-ResultT = TypeVar("ResultT", bound=NamedTuple)
+ResultT = TypeVar("ResultT", bound=tuple)
 
 
 class _Code(enum.IntEnum):
@@ -183,13 +183,17 @@ def raise_if_failed(result: ResultT) -> ResultT:
 
     Raises:
       RuntimeError: naming the first failing rows, how many failed, and each status' message.
-      TypeError: inside a traced function, where a status has no value yet.
+      TypeError: inside a traced function, where a status has no value yet; or for something that
+        has no status.
     """
-    if isinstance(result.status, jax.core.Tracer):  # type: ignore[attr-defined]
+    status = getattr(result, "status", None)
+    if status is None:
+        raise TypeError(f"Expected result to have a status, got a {type(result).__name__}.")
+    if isinstance(status, jax.core.Tracer):
         raise TypeError(
             "raise_if_failed needs concrete values: call it outside jit, or use result.status."
         )
-    status = np.asarray(result.status)  # type: ignore[attr-defined]
+    status = np.asarray(status)
     if not status.any():
         return result
     lines = []
@@ -200,6 +204,12 @@ def raise_if_failed(result: ResultT) -> ResultT:
         ]
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         where = f" (rows {shown})" if status.ndim else ""
-        lines.append(f"{Status(code).name} in {len(rows)} of {status.size}{where}: "
-                     f"{Status(code).message}")
+        name, message = _describe(int(code))
+        lines.append(f"{name} in {len(rows)} of {status.size}{where}: {message}")
     raise RuntimeError(f"{type(result).__name__} failed. " + " ".join(lines))
+
+
+def _describe(code: int) -> tuple[str, str]:
+    if code in Status:
+        return Status(code).name, Status(code).message
+    return f"status {code}", "This number is no Status."
