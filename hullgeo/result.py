@@ -210,6 +210,7 @@ def raise_if_failed(result: ResultT) -> ResultT:
 
 
 def _describe(code: int) -> tuple[str, str]:
-    if code in Status:
+    try:
         return Status(code).name, Status(code).message
-    return f"status {code}", "This number is no Status."
+    except ValueError:
+        return f"status {code}", "This number is no Status."
