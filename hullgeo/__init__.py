@@ -9,6 +9,7 @@ from hullgeo.features import Classifier as Classifier
 from hullgeo.features import LinearHead as LinearHead
 from hullgeo.features import from_arrays as from_arrays
 from hullgeo.features import from_callables as from_callables
+from hullgeo.inversion import invert_features as invert_features
 from hullgeo.result import BoundaryDistance as BoundaryDistance
 from hullgeo.result import Crossing as Crossing
 from hullgeo.result import HullProjection as HullProjection
