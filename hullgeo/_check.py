@@ -23,15 +23,24 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def _is_number(value: Any) -> bool:
+    if isinstance(value, numbers.Real):
+        return True
+    kinds = (np.floating, np.integer)
+    return np.ndim(value) == 0 and any(
+        jax.numpy.issubdtype(getattr(value, "dtype", object), kind) for kind in kinds
+    )
+
+
 def nonnegative(name: str, value: Any) -> None:
     """A tolerance: a finite number >= 0 (traced values pass)."""
-    if is_concrete(value) and not (np.ndim(value) == 0 and 0 <= float(value) < np.inf):
+    if is_concrete(value) and not (_is_number(value) and 0 <= float(value) < np.inf):
         fail(name, value, "to be a finite number >= 0")
 
 
 def positive(name: str, value: Any) -> None:
     """A finite number > 0 (traced values pass)."""
-    if is_concrete(value) and not (np.ndim(value) == 0 and 0 < float(value) < np.inf):
+    if is_concrete(value) and not (_is_number(value) and 0 < float(value) < np.inf):
         fail(name, value, "to be a finite number > 0")
 
 
@@ -49,7 +58,7 @@ def at_least(name: str, value: Any, minimum: int) -> None:
 def one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """An option that names one of a few choices."""
     allowed = list(allowed)
-    if value not in allowed:
+    if np.ndim(value) != 0 or value not in allowed:
         fail(name, value, "to be one of " + ", ".join(map(repr, allowed)))
 
 
@@ -57,7 +66,9 @@ def floating(name: str, array: Any) -> None:
     """An array of real numbers in a floating type."""
     if not jax.numpy.issubdtype(array.dtype, np.floating):
         fail(
-            f"{name}.dtype", str(array.dtype), "to be floating point",
+            f"{name}.dtype",
+            str(array.dtype),
+            "to be floating point",
             f"Convert it first, e.g. {name}.astype('float32').",
         )
 

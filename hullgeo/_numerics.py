@@ -6,8 +6,9 @@ user for the global `jax_enable_x64` flag:
 >>> with float64():
 ...     total = jnp.sum(values.astype(jnp.float64))
 
-Inside an island every index needs an explicit integer type, and every loop carry is derived from
-the inputs, because a traced function is lowered after the context has ended.
+A traced function is lowered after the context has ended. So inside an island every index needs an
+explicit integer type, every loop carry is derived from the inputs, and the smallest entry is found
+by `argmin` below (the one of JAX does not lower under `jit` where the flag is off).
 """
 
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 HIGHEST = lax.Precision.HIGHEST
 
@@ -31,6 +32,15 @@ def product(left: Array, right: Array) -> Array:
     return jnp.matmul(left, right, precision=HIGHEST)
 
 
+def argmin(array: Float[Array, "*batch size"]) -> Int[Array, "*batch"]:
+    """First index of the smallest entry of the last axis, or of the first NaN; works in islands."""
+    least = jnp.min(array, axis=-1, keepdims=True)
+    size = array.shape[-1]
+    index = jnp.arange(size, dtype=jnp.int32)
+    found = (array == least) | jnp.isnan(array)
+    return jnp.min(jnp.where(found, index, jnp.int32(size)), axis=-1)
+
+
 def norm(array: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
     """Euclidean norm over the last axis, with gradient 0 at the origin, free of overflow.
 
@@ -39,7 +49,9 @@ def norm(array: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
     """
     scale = lax.stop_gradient(jnp.max(jnp.abs(array), axis=-1, initial=0.0))
     usable = (scale > 0) & jnp.isfinite(scale)
-    divisor = jnp.where(usable, scale, 1)
+    # XLA may divide by multiplying with the inverse, which must not be subnormal.
+    largest = 1 / float(jnp.finfo(array.dtype).smallest_normal)
+    divisor = jnp.where(usable, jnp.minimum(scale, largest), 1)
     square = jnp.sum((array / divisor[..., None]) ** 2, axis=-1)
     positive = square > 0
     root = jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), square)
@@ -47,17 +59,23 @@ def norm(array: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
 
 
 def round_down(value: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
-    """Convert to a narrower type, never above the value (NaN stays NaN)."""
-    return _round_toward(value, dtype, -jnp.inf, value.dtype)
+    """Convert to a narrower type, never above the value (NaN stays NaN).
+
+    Never a subnormal number either, because devices may read those as zero; a value that is
+    subnormal in its own type counts as zero.
+    """
+    return _round_toward(value, dtype, -1.0)
 
 
 def round_up(value: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
-    """Convert to a narrower type, never below the value (NaN stays NaN)."""
-    return _round_toward(value, dtype, jnp.inf, value.dtype)
+    """Convert to a narrower type, never below the value; see `round_down`."""
+    return _round_toward(value, dtype, 1.0)
 
 
-def _round_toward(value: Array, dtype: Any, target: float, wide: Any) -> Array:
+def _round_toward(value: Array, dtype: Any, sign: float) -> Array:
     narrow = value.astype(dtype)
-    back = narrow.astype(wide)
-    wrong = back > value if target < 0 else back < value
-    return jnp.where(wrong, jnp.nextafter(narrow, jnp.asarray(target, dtype)), narrow)
+    wrong = sign * narrow.astype(value.dtype) < sign * value
+    outward = jnp.where(wrong, jnp.nextafter(narrow, jnp.asarray(sign * jnp.inf, dtype)), narrow)
+    smallest = float(jnp.finfo(dtype).smallest_normal)
+    tiny = jnp.where(sign * value > 0, jnp.asarray(sign * smallest, dtype), jnp.asarray(0, dtype))
+    return jnp.where(jnp.abs(value) < smallest, tiny, outward)
