@@ -5,6 +5,7 @@ there on it is linear. hullgeo studies that feature space for any model, in batc
 answer carries a certificate. The README shows the use; `docs/design.md` the layers.
 """
 
+from hullgeo.crossing import find_crossing as find_crossing
 from hullgeo.features import Classifier as Classifier
 from hullgeo.features import LinearHead as LinearHead
 from hullgeo.features import from_arrays as from_arrays
