@@ -8,8 +8,11 @@ answer carries a certificate. The README shows the use; `docs/design.md` the lay
 from hullgeo.crossing import find_crossing as find_crossing
 from hullgeo.features import Classifier as Classifier
 from hullgeo.features import LinearHead as LinearHead
+from hullgeo.features import extract_features as extract_features
 from hullgeo.features import from_arrays as from_arrays
 from hullgeo.features import from_callables as from_callables
+from hullgeo.head import boundary_distance as boundary_distance
+from hullgeo.head import segment_classes as segment_classes
 from hullgeo.inversion import invert_features as invert_features
 from hullgeo.result import BoundaryDistance as BoundaryDistance
 from hullgeo.result import Crossing as Crossing

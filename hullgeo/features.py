@@ -11,7 +11,7 @@ and `b` (num_classes,) are Flax's own layout. Every constructor checks the split
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hullgeo import _check, _numerics
+from hullgeo.parallel import split_over_devices
 
 
 class LinearHead(NamedTuple):
@@ -115,6 +116,87 @@ def from_callables(features: Callable[[Any], Any], head: Any, images: Any) -> Cl
     return Classifier(batched, linear)
 
 
+def extract_features(
+    classifier: Classifier,
+    images: Any,
+    *,
+    batch_size: int = 256,
+    devices: Sequence[jax.Device] | None = None,
+    progress: bool = False,
+) -> Float[np.ndarray, "n dim"]:
+    """Features of many images, a batch at a time.
+
+    Only one batch is on the device at a time (and the one before it on its way back); every batch
+    is padded to one size, so that one program is compiled.
+
+    Args:
+      classifier: whose features.
+      images: an array `(n, *image)`, floating point, or an iterable of such arrays of any lengths.
+      batch_size: images per batch, over all devices together.
+      devices: split each batch over these; None for the default device.
+      progress: show a progress bar.
+
+    Returns:
+      `(n, dim)`, in the order of the images. A NaN in an image shows in that image's features only,
+      where the network treats its images independently.
+
+    Raises:
+      ValueError: for no images, integers, axes that do not fit, and bad options.
+    """
+    _check.at_least("batch_size", batch_size, 1)
+    if devices is not None and len(devices) == 0:
+        _check.fail("devices", devices, "to hold at least one device", "Pass None for the default.")
+    from tqdm.auto import tqdm
+
+    total = len(images) if hasattr(images, "shape") else None
+    parts: list[Any] = []
+    size = 0
+    with tqdm(total=total, unit="image", disable=not progress) as bar:
+        for batch in _batches(images, batch_size):
+            size = len(batch)
+            padding = [(0, batch_size - size)] + [(0, 0)] * (batch.ndim - 1)
+            padded = np.pad(batch, padding, mode="edge") if size < batch_size else batch
+            if devices is None:
+                found = _jitted_features(classifier, padded)
+            else:
+                found = split_over_devices(_features_of, classifier, padded, devices)
+            if parts:
+                parts[-1] = np.asarray(parts[-1])  # waits for the batch before, not for this one
+            parts.append(found)
+            bar.update(size)
+    if not parts:
+        _check.fail("images", "no images", "to hold at least one image")
+    parts[-1] = np.asarray(parts[-1])[:size]
+    return np.concatenate(parts)
+
+
+def _features_of(classifier: Classifier, images: Array) -> Array:
+    return classifier.features(images)
+
+
+_jitted_features = jax.jit(_features_of)
+
+
+def _batches(images: Any, size: int) -> Iterator[Any]:
+    """Batches of exactly `size` images, but for the last."""
+    if hasattr(images, "shape"):
+        _check_image_array(images)
+        for start in range(0, len(images), size):
+            yield images[start : start + size]
+        return
+    if not isinstance(images, Iterable):
+        _check.fail("images", images, "to be an array (n, *image) or an iterable of them")
+    rest = None
+    for chunk in images:
+        _check_image_array(chunk)
+        rest = np.asarray(chunk) if rest is None else np.concatenate([rest, chunk])
+        while len(rest) >= size:
+            yield rest[:size]
+            rest = rest[size:]
+    if rest is not None and len(rest):
+        yield rest
+
+
 def _identity(images: Any) -> Any:
     return images
 
@@ -143,11 +225,17 @@ class _AnyBatch:
 
 def _checked_images(images: Any) -> Any:
     """A batch to check a classifier on."""
-    if not hasattr(images, "dtype"):
-        images = np.asarray(images)
-    _check.rank_at_least("images", images, 2, "(n, *image)")
+    _check_image_array(images)
     if images.shape[0] == 0:
         _check.fail("images.shape", images.shape, "to hold at least one image")
+    _check.all_finite("images", images)
+    return images
+
+
+def _check_image_array(images: Any) -> None:
+    if not hasattr(images, "dtype"):
+        _check.fail("images", type(images).__name__, "to be an array (n, *image)")
+    _check.rank_at_least("images", images, 2, "(n, *image)")
     if not jnp.issubdtype(images.dtype, np.floating):
         _check.fail(
             "images.dtype",
@@ -155,8 +243,6 @@ def _checked_images(images: Any) -> Any:
             "to be floating point in [0, 1]",
             "Divide by 255 first: (images / 255).astype('float32').",
         )
-    _check.all_finite("images", images)
-    return images
 
 
 def _checked_head(kernel: Any, bias: Any, dim: int | None = None) -> LinearHead:
