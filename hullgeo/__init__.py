@@ -11,6 +11,8 @@ from hullgeo.features import LinearHead as LinearHead
 from hullgeo.features import extract_features as extract_features
 from hullgeo.features import from_arrays as from_arrays
 from hullgeo.features import from_callables as from_callables
+from hullgeo.flax_models import from_linen as from_linen
+from hullgeo.flax_models import from_nnx as from_nnx
 from hullgeo.head import boundary_distance as boundary_distance
 from hullgeo.head import segment_classes as segment_classes
 from hullgeo.inversion import invert_features as invert_features

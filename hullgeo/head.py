@@ -1,0 +1,251 @@
+"""Exact geometry of a linear head: the distance to its boundaries, its classes along segments.
+
+With logits `z = phi K + b` (kernel columns `k_j`), class c holds on the polyhedron
+`P_c = {phi : z_c >= z_j for all j}`, and the plane between c and j lies at
+
+    distance(phi, c | j) = (z_c - z_j) / |k_c - k_j| ,
+
+so that the ball of radius `min_j` of it around a feature has one class: the formula for the margin
+of a linear classifier (Elsayed et al., arXiv:1803.05598; exact here, since the head is linear).
+Along a segment every logit is affine in the position t, and the class is the upper envelope of K
+lines, which has at most K - 1 corners.
+
+Both are computed in float64 whatever the input's type. Kernel columns are compared exactly: two
+classes with the same column never change places, so only the bias decides between them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from hullgeo import _check, _numerics
+from hullgeo.features import LinearHead
+from hullgeo.result import BoundaryDistance, SegmentClasses, Status
+
+
+def boundary_distance(
+    features: Float[Array | np.ndarray, "*batch dim"], head: LinearHead
+) -> BoundaryDistance:
+    """Distance of features to the nearest decision boundary of a linear head, in closed form.
+
+    Guarantee: the open ball of radius `distance` around a feature has one class. The closed form
+    is evaluated in float64 and its worst rounding error is subtracted, so that `distance` is never
+    above the true one, and below it by about 1e-15 `|feature| |k_c|/|k_c - k_j|` at most (plus
+    half a unit in the last place of a narrower input type).
+
+    Differentiable in features and head, as far as label and rival do not change.
+
+    Args:
+      features: inputs of the head, any leading batch.
+      head: the linear head, kernel `(dim, num_classes)` and bias `(num_classes,)`.
+
+    Returns:
+      a `BoundaryDistance`; its status is `NONFINITE` (and its distance NaN) for features with NaN
+      or infinity.
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit, or a head that is not finite.
+    """
+    _check_head(head)
+    _check_features("features", features, head)
+    with _numerics.float64():
+        return _boundary_distance(features, head.kernel, head.bias)
+
+
+def segment_classes(
+    start: Float[Array | np.ndarray, "*batch dim"],
+    end: Float[Array | np.ndarray, "*batch dim"],
+    head: LinearHead,
+) -> SegmentClasses:
+    """The classes along segments in feature space: exact corners of the upper envelope.
+
+    Guarantee: computed in float64 from the logits at both ends; a class can be missed or added only
+    where it stays within rounding of the largest logit. Crossings lie inside (0, 1);
+    where logits tie at the start, the first class is the one that leads just after it, and of
+    classes that tie all along the segment the smallest index is named.
+
+    Args:
+      start: where the segments begin (position 0).
+      end: where they end (position 1); equal ends give one class and no crossing.
+      head: the linear head, kernel `(dim, num_classes)` and bias `(num_classes,)`.
+
+    Returns:
+      a `SegmentClasses`; its positions are 1 where there is no crossing at all, and its status is
+      `NONFINITE` for segments with NaN or infinity.
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit, or a head that is not finite.
+    """
+    _check_head(head)
+    _check_features("start", start, head)
+    _check_features("end", end, head)
+    if start.shape != end.shape:
+        _check.fail("end.shape", end.shape, f"to be start.shape={start.shape}")
+    with _numerics.float64():
+        return _segment_classes(start, end, head.kernel, head.bias)
+
+
+def _check_head(head: LinearHead) -> None:
+    """A head that every function of this layer can take."""
+    _check.shape("head.kernel", head.kernel, (None, None), "(dim, num_classes)")
+    _check.floating("head.kernel", head.kernel)
+    _check.floating("head.bias", head.bias)
+    num_classes = head.kernel.shape[1]
+    _check.shape("head.bias", head.bias, (num_classes,), f"({num_classes},) as in head.kernel")
+    _check.all_finite("head.kernel", head.kernel)
+    _check.all_finite("head.bias", head.bias)
+
+
+def _check_features(name: str, features: Any, head: LinearHead) -> None:
+    _check.floating(name, features)
+    _check.rank_at_least(name, features, 1, "(*batch, dim)")
+    dim = head.kernel.shape[0]
+    if features.shape[-1] != dim:
+        _check.fail(f"{name}.shape", features.shape, f"to end in dim={dim}, the head's input")
+
+
+def _equal_columns(kernel: Float[Array, "dim classes"]) -> Bool[Array, "classes classes"]:
+    """Which kernel columns are equal, to the bit."""
+    return lax.map(lambda column: jnp.all(kernel == column[:, None], axis=0), kernel.T)
+
+
+def _never_named(
+    kernel: Float[Array, "dim classes"], bias: Float[Array, " classes"]
+) -> Bool[Array, " classes"]:
+    """Classes hidden everywhere by one with the same column: higher bias, or tied and earlier."""
+    index = jnp.arange(bias.shape[0], dtype=jnp.int32)
+    higher = bias[:, None] > bias[None, :]
+    tied_earlier = (bias[:, None] == bias[None, :]) & (index[:, None] < index[None, :])
+    return jnp.any(_equal_columns(kernel) & (higher | tied_earlier), axis=0)
+
+
+def _plane_norms(kernel: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
+    """`|k_c - k_j|` for all pairs from the differences themselves, exactly 0 for equal columns."""
+    return lax.map(lambda column: _numerics.norm(kernel.T - column[None, :]), kernel.T)
+
+
+def _take(array: Float[Array, "*batch n"], index: Any) -> Float[Array, "*batch"]:
+    return jnp.take_along_axis(array, index[..., None], axis=-1)[..., 0]
+
+
+def _first(true: Bool[Array, "*batch n"]) -> Int[Array, "*batch"]:
+    """Index of the first true entry (argmax inside a float64 island does not lower under jit)."""
+    index = jnp.arange(true.shape[-1], dtype=jnp.int32)
+    index = index.reshape((1,) * (true.ndim - 1) + (-1,))
+    return jnp.min(jnp.where(true, index, true.shape[-1] - 1), axis=-1)
+
+
+@jax.custom_jvp
+@jax.jit
+def _boundary_distance(features, kernel, bias) -> BoundaryDistance:
+    dtype = features.dtype
+    wide, kernel, bias = (jnp.asarray(x, jnp.float64) for x in (features, kernel, bias))
+    dim, num_classes = kernel.shape
+    batch = (1,) * (wide.ndim - 1)
+    logits = _numerics.product(wide, kernel) + bias.reshape(*batch, -1)
+    # |computed - true| <= (dim + 2) u (|phi| |K| + |b|) with u = 2^-53; doubled for its own error.
+    unit = 2.0**-52
+    error = ((dim + 2) * unit) * (
+        _numerics.product(jnp.abs(wide), jnp.abs(kernel)) + jnp.abs(bias).reshape(*batch, -1)
+    )
+    label = _first(logits == jnp.max(logits, axis=-1, keepdims=True))
+    norms = _plane_norms(kernel)[label]
+    equal = norms == 0
+    gap = _take(logits, label)[..., None] - logits
+    slack = _take(error, label)[..., None] + error
+    # Between equal columns the biases alone decide, exactly.
+    own = jnp.arange(num_classes, dtype=jnp.int32).reshape(*batch, -1) == label[..., None]
+    never = own | (equal & (bias[label][..., None] > bias.reshape(*batch, -1)))
+    divisor = jnp.where(equal, 1.0, norms)
+    planes = jnp.where(never, jnp.inf, jnp.where(equal, 0.0, gap / divisor))
+    proved = jnp.maximum(gap - slack, 0.0) / divisor * (1 - (dim + 4) * unit)
+    proved = jnp.where(never, jnp.inf, jnp.where(equal, 0.0, proved))
+    nearest = _first(planes == jnp.min(planes, axis=-1, keepdims=True))
+    rival = jnp.where(jnp.isinf(_take(planes, nearest)), label, nearest)
+    finite = jnp.all(jnp.isfinite(wide), axis=-1) & jnp.all(jnp.isfinite(logits), axis=-1)
+    distance = jnp.where(finite, jnp.min(proved, axis=-1), jnp.nan)
+    status = jnp.where(finite, Status.CONVERGED, Status.NONFINITE).astype(jnp.int32)
+    return BoundaryDistance(_numerics.round_down(distance, dtype), label, rival, status)
+
+
+@_boundary_distance.defjvp
+def _boundary_distance_jvp(primals, tangents):
+    """The derivative of the closed form with label and rival held, in the features' own type."""
+    result = _boundary_distance(*primals)
+
+    def closed_form(features, kernel, bias):
+        columns = kernel.T.astype(features.dtype)
+        biases = bias.astype(features.dtype)
+        normal = columns[result.label] - columns[result.rival]
+        gap = jnp.sum(features * normal, axis=-1) + (biases[result.label] - biases[result.rival])
+        length = _numerics.norm(normal)
+        return jnp.where(length > 0, gap / jnp.where(length > 0, length, 1), 0)
+
+    tangent = jax.jvp(closed_form, primals, tangents)[1]
+    no_tangent = np.zeros(result.label.shape, jax.dtypes.float0)
+    return result, BoundaryDistance(tangent, no_tangent, no_tangent, no_tangent)  # type: ignore
+
+
+@jax.jit
+def _segment_classes(start, end, kernel, bias) -> SegmentClasses:
+    dtype = jnp.result_type(start.dtype, end.dtype)
+    first, last, kernel, bias = (jnp.asarray(x, jnp.float64) for x in (start, end, kernel, bias))
+    batch = first.shape[:-1]
+    num_classes = kernel.shape[1]
+    first, last = (x.reshape(-1, kernel.shape[0]) for x in (first, last))
+    intercept = _numerics.product(first, kernel) + bias[None, :]
+    slope = _numerics.product(last - first, kernel)
+    finite = jnp.all(jnp.isfinite(intercept) & jnp.isfinite(slope), axis=-1)
+    usable = finite[:, None]
+    intercept = jnp.where(_never_named(kernel, bias)[None, :], -jnp.inf, intercept)
+    intercept, slope = jnp.where(usable, intercept, 0.0), jnp.where(usable, slope, 0.0)
+
+    def steepest(among):
+        allowed = jnp.where(among, slope, -jnp.inf)
+        return _first(allowed == jnp.max(allowed, axis=1, keepdims=True))
+
+    label = steepest(intercept == jnp.max(intercept, axis=1, keepdims=True))
+    zero = jnp.sum(slope * 0.0, axis=1)  # a carry derived from the inputs
+    rows = jnp.arange(label.shape[0], dtype=jnp.int32)
+    none = rows * 0
+    state = (
+        jnp.zeros((num_classes - 1, 1), jnp.float64) + zero[None, :] + 1.0,
+        jnp.zeros((num_classes, 1), jnp.int32) + label[None, :],
+        none, label, zero, none == 0, jnp.int32(0),
+    )  # fmt: skip
+
+    def keep_going(state):
+        *_, active, step = state
+        return jnp.any(active) & (step < num_classes - 1)
+
+    def next_corner(state):
+        position, classes, count, label, reached, active, step = state
+        rise = slope - _take(slope, label)[:, None]
+        gap = _take(intercept, label)[:, None] - intercept
+        meet = jnp.where(rise > 0, gap / jnp.where(rise > 0, rise, 1.0), jnp.inf)
+        nearest = jnp.min(meet, axis=1)
+        active = active & (nearest < 1)
+        reached = jnp.where(active, jnp.maximum(reached, nearest), reached)
+        label = jnp.where(active, steepest(meet == nearest[:, None]), label)
+        # Lanes that have ended repeat their last crossing in every later slot.
+        later = jnp.arange(num_classes - 1, dtype=jnp.int32)[:, None] >= step
+        fill = jnp.where((count > 0) | active, reached, 1.0)
+        position = jnp.where(later, fill[None, :], position)
+        after = jnp.arange(num_classes, dtype=jnp.int32)[:, None] > step
+        classes = jnp.where(after, label[None, :], classes)
+        count = count + active.astype(jnp.int32)
+        return position, classes, count, label, reached, active, step + jnp.int32(1)
+
+    position, classes, count, *_ = lax.while_loop(keep_going, next_corner, state)
+    position = jnp.where(finite[None, :], position, jnp.nan).T.reshape(*batch, -1)
+    status = jnp.where(finite, Status.CONVERGED, Status.NONFINITE).astype(jnp.int32)
+    return SegmentClasses(
+        position.astype(dtype),
+        classes.T.reshape(*batch, -1),
+        count.reshape(batch),
+        status.reshape(batch),
+    )
