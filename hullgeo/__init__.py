@@ -15,6 +15,8 @@ from hullgeo.flax_models import from_linen as from_linen
 from hullgeo.flax_models import from_nnx as from_nnx
 from hullgeo.head import boundary_distance as boundary_distance
 from hullgeo.head import segment_classes as segment_classes
+from hullgeo.hull import membership as membership
+from hullgeo.hull import project_to_hull as project_to_hull
 from hullgeo.inversion import invert_features as invert_features
 from hullgeo.result import BoundaryDistance as BoundaryDistance
 from hullgeo.result import Crossing as Crossing

@@ -5,7 +5,7 @@ space in which the network separates its classes (arXiv:2202.04052, section 2); 
 and `b` (num_classes,) are Flax's own layout. Every constructor checks the split on real images:
 `head(features(images))` has to equal the model's own logits up to rounding.
 
->>> classifier = from_linen(module, variables, images)   # or from_nnx(model, images)
+>>> classifier = from_callables(features, (kernel, bias), images)   # from_linen, from_nnx for Flax
 >>> phi = extract_features(classifier, images, batch_size=256)
 """
 
@@ -21,6 +21,8 @@ from jaxtyping import Array, Float
 
 from hullgeo import _check, _numerics
 from hullgeo.parallel import split_over_devices
+
+_CHECKED = 64  # images on which a new classifier is checked
 
 
 class LinearHead(NamedTuple):
@@ -94,26 +96,68 @@ def from_callables(features: Callable[[Any], Any], head: Any, images: Any) -> Cl
     Raises:
       ValueError: for parts that do not fit, and for a head that is not affine.
     """
-    images = _checked_images(images)
+    images = checked_images(images)
     if not isinstance(features, jax.tree_util.Partial):
         features = jax.tree_util.Partial(features)
-    batched = jax.tree_util.Partial(_AnyBatch(_call, images.ndim - 1), features)
-    values = jax.jit(batched)(images)
-    if values.ndim != 2:
-        _check.fail(
-            "features(images).shape",
-            values.shape,
-            "to be (n, dim)",
-            "Flatten the features of an image to one vector.",
-        )
     if isinstance(head, tuple):
-        return Classifier(batched, _checked_head(*head, dim=values.shape[-1]))
+        linear = _checked_head(*head)
+        return assemble(_call, features, linear, images)
+    values = jax.eval_shape(features, images)
+    if len(values.shape) != 2:
+        _refuse_features(values)
     with jax.default_matmul_precision("highest"):
-        origin = jnp.zeros_like(values[0])
-        row = lambda vector: head(vector[None])[0]  # noqa: E731
-        linear = _checked_head(jax.jacfwd(row)(origin).T, row(origin), dim=values.shape[-1])
-        _check_agreement(linear(values), head(values), "head(features(images))")
-    return Classifier(batched, linear)
+        origin = jnp.zeros(values.shape[1:], values.dtype)
+        kernel = jax.jacfwd(lambda vector: head(vector[None])[0])(origin).T
+        linear = _checked_head(kernel, head(origin[None])[0])
+    return assemble(_call, features, linear, images, lambda f, x: (head(f(x)), {}), "head")
+
+
+def assemble(
+    function: Hashable,
+    parameters: Any,
+    head: LinearHead,
+    images: Any,
+    logits: Callable[[Any, Any], tuple[Any, dict[str, Any]]] | None = None,
+    name: str = "model",
+    found: str = "the head",
+    dtype: Any = np.float32,
+) -> Classifier:
+    """The parts put together and checked on real images; every constructor ends here.
+
+    Args:
+      function: hashable, `(parameters, images)` of one leading axis to features `(n, dim)`.
+      parameters: a pytree.
+      head: the linear head.
+      images: checked by `checked_images`.
+      logits: the model's own logits of `(parameters, images)`, and traced truth values by the
+        message with which each refuses the model.
+      name: the argument that a refusal names.
+      found: what the head was found to be.
+      dtype: the type in which the model computes its head.
+
+    Returns:
+      a `Classifier`. Inside a traced function only shapes are checked.
+
+    Raises:
+      ValueError: where the model is not the head after the features.
+    """
+    batched = jax.tree_util.Partial(_AnyBatch(function, images.ndim - 1), parameters)
+
+    @jax.jit  # one program, so that both parts see the same rounding
+    def evaluate(batched, parameters, images):
+        with jax.default_matmul_precision("highest"):
+            return batched(images), None if logits is None else logits(parameters, images)
+
+    values, own = evaluate(batched, parameters, images)
+    if values.ndim != 2:
+        _refuse_features(values)
+    _check.shape(
+        "kernel", head.kernel, (values.shape[1], None), f"({values.shape[1]}, num_classes)"
+    )
+    if own is not None:
+        expected, faults = own
+        _check_agreement(head, values, expected, faults, name, found, dtype)
+    return Classifier(batched, head)
 
 
 def extract_features(
@@ -223,13 +267,13 @@ class _AnyBatch:
         return features.reshape(*batch, *features.shape[1:])
 
 
-def _checked_images(images: Any) -> Any:
-    """A batch to check a classifier on."""
+def checked_images(images: Any) -> Any:
+    """A few real images `(n, *image)` on which to check a classifier."""
     _check_image_array(images)
     if images.shape[0] == 0:
         _check.fail("images.shape", images.shape, "to hold at least one image")
-    _check.all_finite("images", images)
-    return images
+    _check.all_finite("images", images[:_CHECKED])
+    return images[:_CHECKED]
 
 
 def _check_image_array(images: Any) -> None:
@@ -245,12 +289,21 @@ def _check_image_array(images: Any) -> None:
         )
 
 
-def _checked_head(kernel: Any, bias: Any, dim: int | None = None) -> LinearHead:
-    """A head whose parts fit each other, and `dim` where given."""
+def _refuse_features(values: Any) -> None:
+    _check.fail(
+        "features(images).shape",
+        values.shape,
+        "to be (n, dim)",
+        "Flatten the features of an image to one vector.",
+    )
+
+
+def _checked_head(kernel: Any, bias: Any) -> LinearHead:
+    """A head whose parts fit each other."""
     kernel, bias = (a if hasattr(a, "dtype") else np.asarray(a) for a in (kernel, bias))
     _check.floating("kernel", kernel)
     _check.floating("bias", bias)
-    _check.shape("kernel", kernel, (dim, None), f"({dim or 'dim'}, num_classes)")
+    _check.shape("kernel", kernel, (None, None), "(dim, num_classes)")
     _check.shape("bias", bias, (kernel.shape[1],), f"(num_classes,) = ({kernel.shape[1]},)")
     if kernel.shape[1] < 2:
         _check.fail(
@@ -264,16 +317,37 @@ def _checked_head(kernel: Any, bias: Any, dim: int | None = None) -> LinearHead:
     return LinearHead(kernel, bias)
 
 
-def _check_agreement(found: Any, expected: Any, name: str) -> None:
-    """Logits equal up to the rounding of the type in which the model computes."""
-    dtype = expected.dtype
-    found, expected = (np.asarray(a, dtype=np.float64) for a in (found, expected))
-    error = float(np.max(np.abs(found - expected))) if found.shape == expected.shape else np.inf
-    scale = max(float(np.max(np.abs(expected))), float(np.finfo(np.float32).tiny))
-    if not error <= 200 * float(jnp.finfo(dtype).eps) * scale:
-        _check.fail(
-            name,
-            f"shape {expected.shape}, largest deviation {error:.3g}",
-            "to be affine in the features",
-            "Pass the function that returns logits, without softmax or another activation.",
-        )
+def _check_agreement(
+    head: LinearHead,
+    values: Any,
+    own: Any,
+    faults: dict[str, Any],
+    name: str,
+    found: str,
+    dtype: Any,
+) -> None:
+    """The model's own logits against the head's, up to the rounding of the model's type."""
+    way_out = (
+        "Return logits from the model, name another layer by head=, or split it by hand with "
+        "from_callables(features, head, images)."
+    )
+    if getattr(own, "shape", None) != (len(values), head.kernel.shape[1]):
+        got = f"{found}, but the model returns {jax.tree.map(jnp.shape, own)}"
+        _check.fail(name, got, f"to return logits {(len(values), head.kernel.shape[1])}", way_out)
+    if not all(map(_check.is_concrete, jax.tree.leaves((head, values, own, faults)))):
+        return
+    for message, fault in faults.items():
+        if fault:
+            switch = "Pass what switches it in the call, e.g. arguments={'is_train': False}."
+            _check.fail(name, message, "to be in evaluation mode", switch)
+    expected, phi, kernel, bias = (np.asarray(a, np.float64) for a in (own, values, *head))
+    error = np.abs(phi @ kernel + bias - expected)
+    terms = np.abs(phi) @ np.abs(kernel) + np.abs(bias)
+    eps = max(float(jnp.finfo(kind).eps) for kind in (own.dtype, dtype))
+    tolerance = (8 + np.sqrt(phi.shape[1])) * eps
+    sums_to_one = np.abs(expected.sum(-1) - 1).max() < 0.01 and expected.min() >= 0
+    if sums_to_one or not (error <= tolerance * terms).all():
+        reason = "its outputs are positive and sum to 1, so it ends in a softmax"
+        if not sums_to_one:
+            reason = f"its outputs differ from that layer's logits by up to {error.max():.3g}"
+        _check.fail(name, f"{found}; {reason}", "to end in a linear layer", way_out)
