@@ -6,13 +6,13 @@ values of options only where these are concrete: a traced tolerance passes.
 
 import numbers
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 
-def fail(name: str, value: Any, expected: str, way_out: str = "") -> None:
+def fail(name: str, value: Any, expected: str, way_out: str = "") -> NoReturn:
     """Raise the `ValueError` that every check uses."""
     message = f"Expected {name} {expected}, got {name}={value!r}."
     raise ValueError(f"{message} {way_out}".rstrip())

@@ -75,8 +75,7 @@ def from_arrays(kernel: Any, bias: Any = None) -> Classifier:
     Raises:
       ValueError: for shapes that do not fit, other types, fewer than two classes, NaN or infinity.
     """
-    head = _checked_head(kernel, np.zeros_like(kernel[0]) if bias is None else bias)
-    return Classifier(jax.tree_util.Partial(_identity), head)
+    return Classifier(jax.tree_util.Partial(_identity), _checked_head(kernel, bias))
 
 
 def from_callables(features: Callable[[Any], Any], head: Any, images: Any) -> Classifier:
@@ -99,17 +98,38 @@ def from_callables(features: Callable[[Any], Any], head: Any, images: Any) -> Cl
     images = checked_images(images)
     if not isinstance(features, jax.tree_util.Partial):
         features = jax.tree_util.Partial(features)
-    if isinstance(head, tuple):
-        linear = _checked_head(*head)
-        return assemble(_call, features, linear, images)
-    values = jax.eval_shape(features, images)
+    if not callable(head) or isinstance(head, LinearHead):
+        if not isinstance(head, tuple) or len(head) != 2:
+            expected = "to be a pair (kernel, bias), a LinearHead or a function"
+            _check.fail("head", type(head).__name__, expected)
+        return assemble(_call, features, _checked_head(*head), images)
+    affine: Any = head
+    values: Any = jax.eval_shape(features, images)
     if len(values.shape) != 2:
         _refuse_features(values)
     with jax.default_matmul_precision("highest"):
         origin = jnp.zeros(values.shape[1:], values.dtype)
-        kernel = jax.jacfwd(lambda vector: head(vector[None])[0])(origin).T
-        linear = _checked_head(kernel, head(origin[None])[0])
-    return assemble(_call, features, linear, images, lambda f, x: (head(f(x)), {}), "head")
+        kernel = jax.jacfwd(lambda vector: affine(vector[None])[0])(origin).T
+        linear = _checked_head(kernel, affine(origin[None])[0])
+    model = Original(lambda features, images: (affine(features(images)), {}), "head", "a function")
+    return assemble(_call, features, linear, images, model)
+
+
+class Original(NamedTuple):
+    """A model before it was split, against which its parts are checked.
+
+    Attributes:
+      logits: `(parameters, images)` to the logits `(n, num_classes)`, and to traced truth values by
+        the message with which each refuses the model.
+      name: the argument that a refusal names.
+      found: what the model was found to end in.
+      dtype: the type in which it computes its head.
+    """
+
+    logits: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+    name: str
+    found: str
+    dtype: Any = np.float32
 
 
 def assemble(
@@ -117,46 +137,37 @@ def assemble(
     parameters: Any,
     head: LinearHead,
     images: Any,
-    logits: Callable[[Any, Any], tuple[Any, dict[str, Any]]] | None = None,
-    name: str = "model",
-    found: str = "the head",
-    dtype: Any = np.float32,
+    original: Original | None = None,
 ) -> Classifier:
-    """The parts put together and checked on real images; every constructor ends here.
+    """The parts put together and checked on real images; constructors end here.
 
     Args:
       function: hashable, `(parameters, images)` of one leading axis to features `(n, dim)`.
       parameters: a pytree.
       head: the linear head.
-      images: checked by `checked_images`.
-      logits: the model's own logits of `(parameters, images)`, and traced truth values by the
-        message with which each refuses the model.
-      name: the argument that a refusal names.
-      found: what the head was found to be.
-      dtype: the type in which the model computes its head.
+      images: as `checked_images` returns them.
+      original: what the parts have to reproduce, where there is such a thing.
 
     Returns:
       a `Classifier`. Inside a traced function only shapes are checked.
 
     Raises:
-      ValueError: where the model is not the head after the features.
+      ValueError: where the original is not the head after the features.
     """
     batched = jax.tree_util.Partial(_AnyBatch(function, images.ndim - 1), parameters)
 
-    @jax.jit  # one program, so that both parts see the same rounding
+    @jax.jit  # one program, so that both sides see the same rounding
     def evaluate(batched, parameters, images):
         with jax.default_matmul_precision("highest"):
-            return batched(images), None if logits is None else logits(parameters, images)
+            return batched(images), original and original.logits(parameters, images)
 
-    values, own = evaluate(batched, parameters, images)
+    values, evaluated = evaluate(batched, parameters, images)
     if values.ndim != 2:
         _refuse_features(values)
-    _check.shape(
-        "kernel", head.kernel, (values.shape[1], None), f"({values.shape[1]}, num_classes)"
-    )
-    if own is not None:
-        expected, faults = own
-        _check_agreement(head, values, expected, faults, name, found, dtype)
+    dim = values.shape[1]
+    _check.shape("kernel", head.kernel, (dim, None), f"({dim}, num_classes)")
+    if original is not None:
+        _check_agreement(head, values, evaluated, original)
     return Classifier(batched, head)
 
 
@@ -215,7 +226,10 @@ def extract_features(
 
 
 def _features_of(classifier: Classifier, images: Array) -> Array:
-    return classifier.features(images)
+    features = classifier.features(images)
+    if features.ndim != 2:
+        _check.fail("images.shape", images.shape, "to be (n, *image)", "Pass one image as x[None].")
+    return features
 
 
 _jitted_features = jax.jit(_features_of)
@@ -299,11 +313,13 @@ def _refuse_features(values: Any) -> None:
 
 
 def _checked_head(kernel: Any, bias: Any) -> LinearHead:
-    """A head whose parts fit each other."""
-    kernel, bias = (a if hasattr(a, "dtype") else np.asarray(a) for a in (kernel, bias))
+    """A head whose parts fit each other; zeros for a bias of None."""
+    kernel = kernel if hasattr(kernel, "dtype") else np.asarray(kernel)
     _check.floating("kernel", kernel)
-    _check.floating("bias", bias)
     _check.shape("kernel", kernel, (None, None), "(dim, num_classes)")
+    bias = np.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
+    bias = bias if hasattr(bias, "dtype") else np.asarray(bias)
+    _check.floating("bias", bias)
     _check.shape("bias", bias, (kernel.shape[1],), f"(num_classes,) = ({kernel.shape[1]},)")
     if kernel.shape[1] < 2:
         _check.fail(
@@ -317,37 +333,32 @@ def _checked_head(kernel: Any, bias: Any) -> LinearHead:
     return LinearHead(kernel, bias)
 
 
-def _check_agreement(
-    head: LinearHead,
-    values: Any,
-    own: Any,
-    faults: dict[str, Any],
-    name: str,
-    found: str,
-    dtype: Any,
-) -> None:
-    """The model's own logits against the head's, up to the rounding of the model's type."""
+def _check_agreement(head: LinearHead, values: Any, evaluated: Any, original: Original) -> None:
+    """The original's logits against the head's, up to the rounding of the original's type."""
+    (logits, faults), (_, name, found, dtype) = evaluated, original
     way_out = (
         "Return logits from the model, name another layer by head=, or split it by hand with "
         "from_callables(features, head, images)."
     )
-    if getattr(own, "shape", None) != (len(values), head.kernel.shape[1]):
-        got = f"{found}, but the model returns {jax.tree.map(jnp.shape, own)}"
-        _check.fail(name, got, f"to return logits {(len(values), head.kernel.shape[1])}", way_out)
-    if not all(map(_check.is_concrete, jax.tree.leaves((head, values, own, faults)))):
+    shape = (len(values), head.kernel.shape[1])
+    if getattr(logits, "shape", None) != shape:
+        got = f"{found}, but the model returns {jax.tree.map(jnp.shape, logits)}"
+        _check.fail(name, got, f"to return logits {shape}", way_out)
+    if not all(map(_check.is_concrete, jax.tree.leaves((head, values, logits, faults)))):
         return
     for message, fault in faults.items():
         if fault:
             switch = "Pass what switches it in the call, e.g. arguments={'is_train': False}."
             _check.fail(name, message, "to be in evaluation mode", switch)
-    expected, phi, kernel, bias = (np.asarray(a, np.float64) for a in (own, values, *head))
+    expected, phi, kernel, bias = (np.asarray(a, np.float64) for a in (logits, values, *head))
     error = np.abs(phi @ kernel + bias - expected)
     terms = np.abs(phi) @ np.abs(kernel) + np.abs(bias)
-    eps = max(float(jnp.finfo(kind).eps) for kind in (own.dtype, dtype))
-    tolerance = (8 + np.sqrt(phi.shape[1])) * eps
-    sums_to_one = np.abs(expected.sum(-1) - 1).max() < 0.01 and expected.min() >= 0
-    if sums_to_one or not (error <= tolerance * terms).all():
-        reason = "its outputs are positive and sum to 1, so it ends in a softmax"
-        if not sums_to_one:
-            reason = f"its outputs differ from that layer's logits by up to {error.max():.3g}"
-        _check.fail(name, f"{found}; {reason}", "to end in a linear layer", way_out)
+    eps = max(float(jnp.finfo(kind).eps) for kind in (logits.dtype, dtype))
+    sums_to_one = expected.min() >= 0 and np.abs(expected.sum(-1) - 1).max() < 0.01
+    if sums_to_one:
+        reason = "its outputs sum to 1, so it ends in a softmax"
+    elif not (error <= (8 + np.sqrt(phi.shape[1])) * eps * terms).all():
+        reason = f"its outputs differ from the logits of that layer by up to {error.max():.3g}"
+    else:
+        return
+    _check.fail(name, f"{found}; {reason}", "to end in a linear layer", way_out)

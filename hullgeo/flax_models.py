@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hullgeo import _check
-from hullgeo.features import Classifier, LinearHead, assemble, checked_images
+from hullgeo.features import Classifier, LinearHead, Original, assemble, checked_images
 
 # What switches a model to evaluation, as an argument of its call or as an attribute.
 _EVALUATION = {
@@ -111,10 +111,12 @@ def from_linen(
         variables,
         linear,
         images,
-        lambda variables, images: (model(variables, images), {}),
-        "module",
-        f"the last layer Dense {path!r}",
-        dtype,
+        Original(
+            lambda variables, images: (model(variables, images), {}),
+            "module",
+            f"the last layer Dense {path!r}",
+            dtype,
+        ),
     )
 
 
@@ -186,10 +188,7 @@ def from_nnx(
         state,
         linear,
         images,
-        whole.logits_and_faults,
-        "model",
-        f"the last layer Linear {path!r}",
-        dtype,
+        Original(whole.logits_and_faults, "model", f"the last layer Linear {path!r}", dtype),
     )
 
 
