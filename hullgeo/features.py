@@ -75,7 +75,9 @@ def from_arrays(kernel: Any, bias: Any = None) -> Classifier:
     Raises:
       ValueError: for shapes that do not fit, other types, fewer than two classes, NaN or infinity.
     """
-    return Classifier(jax.tree_util.Partial(_identity), _checked_head(kernel, bias))
+    return Classifier(
+        jax.tree_util.Partial(_AnyBatch(_identity, 1), ()), _checked_head(kernel, bias)
+    )
 
 
 def from_callables(features: Callable[[Any], Any], head: Any, images: Any) -> Classifier:
@@ -203,11 +205,12 @@ def extract_features(
         _check.fail("devices", devices, "to hold at least one device", "Pass None for the default.")
     from tqdm.auto import tqdm
 
+    image_ndim = getattr(classifier.features.func, "image_ndim", None)
     total = len(images) if hasattr(images, "shape") else None
     parts: list[Any] = []
     size = 0
     with tqdm(total=total, unit="image", disable=not progress) as bar:
-        for batch in _batches(images, batch_size):
+        for batch in _batches(images, batch_size, image_ndim):
             size = len(batch)
             padding = [(0, batch_size - size)] + [(0, 0)] * (batch.ndim - 1)
             padded = np.pad(batch, padding, mode="edge") if size < batch_size else batch
@@ -225,20 +228,17 @@ def extract_features(
     return np.concatenate(parts)
 
 
-def _features_of(classifier: Classifier, images: Array) -> Array:
-    features = classifier.features(images)
-    if features.ndim != 2:
-        _check.fail("images.shape", images.shape, "to be (n, *image)", "Pass one image as x[None].")
-    return features
+def _features_of(classifier: Classifier, images: Any) -> Any:
+    return classifier.features(images)
 
 
 _jitted_features = jax.jit(_features_of)
 
 
-def _batches(images: Any, size: int) -> Iterator[Any]:
+def _batches(images: Any, size: int, image_ndim: int | None) -> Iterator[Any]:
     """Batches of exactly `size` images, but for the last."""
     if hasattr(images, "shape"):
-        _check_image_array(images)
+        _check_image_array(images, image_ndim)
         for start in range(0, len(images), size):
             yield images[start : start + size]
         return
@@ -246,7 +246,7 @@ def _batches(images: Any, size: int) -> Iterator[Any]:
         _check.fail("images", images, "to be an array (n, *image) or an iterable of them")
     rest = None
     for chunk in images:
-        _check_image_array(chunk)
+        _check_image_array(chunk, image_ndim)
         rest = np.asarray(chunk) if rest is None else np.concatenate([rest, chunk])
         while len(rest) >= size:
             yield rest[:size]
@@ -255,7 +255,7 @@ def _batches(images: Any, size: int) -> Iterator[Any]:
         yield rest
 
 
-def _identity(images: Any) -> Any:
+def _identity(parameters: Any, images: Any) -> Any:
     return images
 
 
@@ -270,7 +270,7 @@ class _AnyBatch:
     function: Hashable
     image_ndim: int
 
-    def __call__(self, parameters: Any, images: Any) -> Array:
+    def __call__(self, parameters: Any, images: Any) -> Any:
         if images.ndim < self.image_ndim:
             _check.fail(
                 "images.shape", images.shape, f"to end in the {self.image_ndim} axes of an image"
@@ -290,10 +290,13 @@ def checked_images(images: Any) -> Any:
     return images[:_CHECKED]
 
 
-def _check_image_array(images: Any) -> None:
+def _check_image_array(images: Any, image_ndim: int | None = None) -> None:
     if not hasattr(images, "dtype"):
         _check.fail("images", type(images).__name__, "to be an array (n, *image)")
     _check.rank_at_least("images", images, 2, "(n, *image)")
+    if image_ndim is not None and images.ndim != 1 + image_ndim:
+        way_out = "Pass a single image as image[None]."
+        _check.fail("images.shape", images.shape, f"to have 1 + {image_ndim} axes", way_out)
     if not jnp.issubdtype(images.dtype, np.floating):
         _check.fail(
             "images.dtype",

@@ -1,0 +1,88 @@
+"""The feature space of two published CIFAR-10 networks: where 2,000 test images lie in it.
+
+    HULLGEO_DATA=<folder> python -m experiments.resnet20_cifar10 --out results/resnet20
+    HULLGEO_DATA=<folder> python -m experiments.resnet20_cifar10 --network resnet2b --out results/2b
+
+All 50,000 training features span the hull. `--network resnet20_nnx` is the same network in NNX,
+with the same features up to float32 rounding. A run that was stopped goes on where it was.
+
+Test accuracy to expect on the 10,000 images, as published: ResNet-20 91.73 % (64 features),
+ResNet-2b, which is adversarially trained, 69.25 % (100 features).
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hullgeo
+from experiments import data, networks
+
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+
+def resnet20(images: Any) -> hullgeo.Classifier:
+    """ResNet-20 in Linen; `images` are a few real ones for the check."""
+    weights = data.published_weights("resnet20_cifar10")
+    return hullgeo.from_linen(*networks.resnet20_linen(weights), images)
+
+
+def resnet20_nnx(images: Any) -> hullgeo.Classifier:
+    """ResNet-20 in NNX."""
+    return hullgeo.from_nnx(
+        networks.resnet20_nnx(data.published_weights("resnet20_cifar10")), images
+    )
+
+
+def resnet2b(images: Any) -> hullgeo.Classifier:
+    """CROWN's adversarially trained ResNet-2b in Linen."""
+    weights = data.published_weights("crown_resnet2b")
+    return hullgeo.from_linen(*networks.resnet2b_linen(weights), images)
+
+
+# The network and its published test accuracy.
+NETWORKS: dict[str, tuple[Callable[[Any], hullgeo.Classifier], str]] = {
+    "resnet20": (resnet20, "91.73 %"),
+    "resnet20_nnx": (resnet20_nnx, "91.73 %"),
+    "resnet2b": (resnet2b, "69.25 %"),
+}
+
+
+def accuracy(classifier: hullgeo.Classifier, images: Any, labels: Any, **options: Any) -> float:
+    """Share of images whose largest logit is their label's."""
+    features = hullgeo.extract_features(classifier, images, **options)
+    return float(np.mean(np.argmax(classifier.head(features), axis=-1) == labels))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--network", choices=NETWORKS, default="resnet20")
+    parser.add_argument("--out", type=Path, default=Path("results/resnet20"))
+    parser.add_argument("--num-test", type=int, default=2000, help="test images to locate")
+    options = parser.parse_args(arguments)
+
+    build, published = NETWORKS[options.network]
+    train, test = data.cifar10("train"), data.cifar10("test")
+    classifier = build(test.images)
+    share = accuracy(classifier, *test, batch_size=500, progress=True)
+    print(
+        f"{options.network}: {share:.2%} of {len(test.labels)} test images; published {published}"
+    )
+    analysis = hullgeo.analyze(
+        classifier,
+        train,
+        (test.images[: options.num_test], test.labels[: options.num_test]),
+        out=options.out,
+        title=f"{options.network} on CIFAR-10",
+        class_names=CLASSES,
+        batch_size=500,
+    )
+    print(f"Report: {analysis.report}")
+
+
+if __name__ == "__main__":
+    main()
