@@ -5,6 +5,8 @@ there on it is linear. hullgeo studies that feature space for any model, in batc
 answer carries a certificate. The README shows the use; `docs/design.md` the layers.
 """
 
+from hullgeo.analysis import Analysis as Analysis
+from hullgeo.analysis import analyze as analyze
 from hullgeo.crossing import find_crossing as find_crossing
 from hullgeo.features import Classifier as Classifier
 from hullgeo.features import LinearHead as LinearHead
@@ -27,5 +29,6 @@ from hullgeo.result import SegmentClasses as SegmentClasses
 from hullgeo.result import Status as Status
 from hullgeo.result import failed as failed
 from hullgeo.result import raise_if_failed as raise_if_failed
+from hullgeo.stages import load_stage as load_stage
 
 __version__ = "0.1.0"
