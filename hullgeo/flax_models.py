@@ -1,9 +1,9 @@
 """Flax models as classifiers: the last linear layer found, its input taken as the features.
 
 logits(x) = phi(x) K + b, where K and b belong to the last `nn.Dense` (Linen) or `nnx.Linear` that
-the model executes. phi is the model itself with that layer replaced by the identity, so that
-everything before it counts; if anything but an affine step came after it, the check of every
-classifier, head(features(images)) == model(images), would fail.
+the model executes, and phi, the feature space of arXiv:2202.04052, is the model itself with that
+layer replaced by the identity: everything before the layer counts. If anything but an affine step
+came after it, the check of every classifier, head(features(images)) == model(images), would fail.
 """
 
 import contextlib
@@ -91,11 +91,11 @@ def from_linen(
 
     with _explained("module"), nn.intercept_methods(record):
         try:
-            jax.eval_shape(model, variables, images)
+            logits = jax.eval_shape(model, variables, images)
         except ModifyScopeVariableError:
             executed.clear()
             model = dataclasses.replace(model, mutable=True)
-            jax.eval_shape(model, variables, images)
+            logits = jax.eval_shape(model, variables, images)
 
     path = _choose("module", "nn.Dense", executed, head, list(others))
     params: Any = nn.meta.unbox(variables["params"])
@@ -103,6 +103,7 @@ def from_linen(
         params = params[step]
     inputs, dtype = executed[path]
     linear, dtype = _rounded_head(params["kernel"], params.get("bias"), inputs, dtype)
+    _check_logits("module", logits, len(images), path, linear)
     features = dataclasses.replace(model, head=path, dtype=dtype)
     with _explained("module", path):
         jax.eval_shape(features, variables, images)
@@ -173,12 +174,13 @@ def from_nnx(
     hooks = {path: functools.partial(record, path) for path in linears}
     recording = dataclasses.replace(whole, graph=_hooked(graph, state, hooks))
     with _explained("model"):
-        jax.eval_shape(recording, state, images)
+        logits = jax.eval_shape(recording, state, images)
     path = _choose("model", "nnx.Linear", executed, head, others)
     bias = linears[path].bias
     linear, dtype = _rounded_head(
         linears[path].kernel[...], None if bias is None else bias[...], *executed[path]
     )
+    _check_logits("model", logits, len(images), path, linear)
     without = _hooked(graph, state, {path: _Identity(dtype)})
     features = _NNXModel(without, whole.arguments, widen=True)
     with _explained("model", path):
@@ -340,6 +342,17 @@ def _choose(
             "Split it by hand with from_callables(features, head, images).",
         )
     return list(executed)[-1]
+
+
+def _check_logits(name: str, logits: Any, size: int, path: str, head: LinearHead) -> None:
+    shape = (size, head.kernel.shape[-1])
+    if getattr(logits, "shape", None) != shape:
+        _check.fail(
+            name,
+            f"outputs of shape {jax.tree.map(jnp.shape, logits)}",
+            f"to return what its last linear layer {path!r} returns, an array {shape}",
+            "Wrap it, name another layer by head=, or use from_callables(features, head, images).",
+        )
 
 
 def _rounded_head(kernel: Any, bias: Any, inputs: Any, dtype: Any) -> tuple[LinearHead, Any]:
