@@ -171,7 +171,14 @@ class Inversion(NamedTuple):
 
 
 def failed(result: Any) -> Bool[Array, "*batch"]:
-    """Where a result's status is not `Status.CONVERGED`; traceable."""
+    """Where a result's status is not `Status.CONVERGED`; works on traced values, too.
+
+    Args:
+      result: any hullgeo result with a `status`.
+
+    Returns:
+      booleans of the status's shape.
+    """
     return jnp.asarray(result.status) != Status.CONVERGED
 
 
@@ -180,6 +187,9 @@ def raise_if_failed(result: ResultT) -> ResultT:
 
     Args:
       result: any hullgeo result with a `status`.
+
+    Returns:
+      the same result, whose rows have all `CONVERGED`.
 
     Raises:
       RuntimeError: naming the first failing rows, how many failed, and each status' message.

@@ -320,7 +320,8 @@ def class_hulls(data: Data) -> Section:
         table[label] = np.median(distance[labels == label], axis=0) / unit
     own = float(np.median(distance[rows, labels])) / unit
     clear = np.isfinite(distance) & (found["lower"] > 0)
-    widest = float(np.max((distance - found["lower"])[clear] / distance[clear], initial=0.0))
+    upper, lower = distance[clear], found["lower"][clear]
+    widest = float(np.max((upper - lower) / upper, initial=0.0))
     drawing = partial(
         plots.matrix, table, names, "test images of class", "training hull of class",
         lambda value: f"{100 * value:.2g}",
