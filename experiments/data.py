@@ -9,6 +9,7 @@ tensorflow-datasets is read through `as_data_source`, which needs no TensorFlow;
 prepares a set on first use, in its own folder.
 """
 
+import difflib
 import os
 import zipfile
 import zlib
@@ -113,21 +114,31 @@ def tfds_images(name: str, split: str, *, data_dir: str | Path | None = None) ->
       name: as tensorflow-datasets knows it, such as 'mnist' or 'cifar10:3.0.2'.
       split: one of its splits, or a slice of one such as 'test[:100]'.
       data_dir: where prepared sets are kept; its own default folder if None. A set that is not
-        there is downloaded and prepared as `array_record`.
+        there is downloaded and prepared as `array_record`; only for this step do sets that encode
+        their images from arrays, as MNIST's does, need TensorFlow.
 
     Raises:
       ValueError: for an unknown name or split, a set without one image and one label an example,
-        or images of several sizes.
+        with images of several sizes, or that cannot be prepared here.
     """
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except (tfds.core.DatasetNotFoundError, tfds.core.registered.DatasetNotFoundError) as error:
+        builder: Any = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(
-            f"Expected name to be a set of tensorflow-datasets, got name={name!r}. {error}"
+            f"Expected name to be a set of tensorflow-datasets, got name={name!r}.{hint}"
         ) from error
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"Expected name to be a set that is prepared already, or can be without TensorFlow, "
+            f"got name={name!r}: {error}. Prepare it once where TensorFlow is installed, with "
+            f"`tfds build {name} --file_format=array_record`, and copy its folder."
+        ) from error
     image_key, label_key = _supervised_keys(name, builder.info)
     try:
         source: Sequence[Any] = builder.as_data_source(split)
@@ -181,10 +192,10 @@ def _read_npz(path: Path, keys: Sequence[str] | None = None) -> dict[str, np.nda
     if not path.is_file():
         raise ValueError(f"Expected the file {path}, which is not there; see HULLGEO_DATA.")
     try:
-        data = np.load(path, allow_pickle=False)
-        if not isinstance(data, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        with data:
+        with path.open("rb") as file:  # np.load leaves a broken file open
+            data = np.load(file, allow_pickle=False)
+            if not isinstance(data, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
             return {key: data[key] for key in (data.files if keys is None else keys)}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         wanted = "" if keys is None else f" with the arrays {', '.join(keys)}"
