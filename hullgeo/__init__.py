@@ -20,8 +20,11 @@ from hullgeo.head import segment_classes as segment_classes
 from hullgeo.hull import membership as membership
 from hullgeo.hull import project_to_hull as project_to_hull
 from hullgeo.inversion import invert_features as invert_features
+from hullgeo.nearest import nearest_boundary_point as nearest_boundary_point
 from hullgeo.result import BoundaryDistance as BoundaryDistance
+from hullgeo.result import BoundaryPoint as BoundaryPoint
 from hullgeo.result import Crossing as Crossing
+from hullgeo.result import Domain as Domain
 from hullgeo.result import HullProjection as HullProjection
 from hullgeo.result import Inversion as Inversion
 from hullgeo.result import Membership as Membership

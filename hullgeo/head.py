@@ -14,15 +14,13 @@ Both are computed in float64 whatever the input's type. Kernel columns are compa
 classes with the same column never change places, so only the bias decides between them.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from hullgeo import _check, _numerics
+from hullgeo import _check, _numerics, planes
 from hullgeo.features import LinearHead
 from hullgeo.result import BoundaryDistance, SegmentClasses, Status
 
@@ -50,8 +48,8 @@ def boundary_distance(
     Raises:
       ValueError: shapes or dtypes that do not fit, or a head that is not finite.
     """
-    _check_head(head)
-    _check_features("features", features, head)
+    planes.check_head(head)
+    planes.check_features("features", features, head)
     with _numerics.float64():
         return _boundary_distance(features, head.kernel, head.bias)
 
@@ -80,63 +78,13 @@ def segment_classes(
     Raises:
       ValueError: shapes or dtypes that do not fit, or a head that is not finite.
     """
-    _check_head(head)
-    _check_features("start", start, head)
-    _check_features("end", end, head)
+    planes.check_head(head)
+    planes.check_features("start", start, head)
+    planes.check_features("end", end, head)
     if start.shape != end.shape:
         _check.fail("end.shape", end.shape, f"to be start.shape={start.shape}")
     with _numerics.float64():
         return _segment_classes(start, end, head.kernel, head.bias)
-
-
-def _check_head(head: LinearHead) -> None:
-    """A head that every function of this layer can take."""
-    _check.shape("head.kernel", head.kernel, (None, None), "(dim, num_classes)")
-    _check.floating("head.kernel", head.kernel)
-    _check.floating("head.bias", head.bias)
-    num_classes = head.kernel.shape[1]
-    _check.shape("head.bias", head.bias, (num_classes,), f"({num_classes},) as in head.kernel")
-    _check.all_finite("head.kernel", head.kernel)
-    _check.all_finite("head.bias", head.bias)
-
-
-def _check_features(name: str, features: Any, head: LinearHead) -> None:
-    _check.floating(name, features)
-    _check.rank_at_least(name, features, 1, "(*batch, dim)")
-    dim = head.kernel.shape[0]
-    if features.shape[-1] != dim:
-        _check.fail(f"{name}.shape", features.shape, f"to end in dim={dim}, the head's input")
-
-
-def _equal_columns(kernel: Float[Array, "dim classes"]) -> Bool[Array, "classes classes"]:
-    """Which kernel columns are equal, to the bit."""
-    return lax.map(lambda column: jnp.all(kernel == column[:, None], axis=0), kernel.T)
-
-
-def _never_named(
-    kernel: Float[Array, "dim classes"], bias: Float[Array, " classes"]
-) -> Bool[Array, " classes"]:
-    """Classes hidden everywhere by one with the same column: higher bias, or tied and earlier."""
-    index = jnp.arange(bias.shape[0], dtype=jnp.int32)
-    higher = bias[:, None] > bias[None, :]
-    tied_earlier = (bias[:, None] == bias[None, :]) & (index[:, None] < index[None, :])
-    return jnp.any(_equal_columns(kernel) & (higher | tied_earlier), axis=0)
-
-
-def _plane_norms(kernel: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
-    """`|k_c - k_j|` for all pairs from the differences themselves, exactly 0 for equal columns."""
-    return lax.map(lambda column: _numerics.norm(kernel.T - column[None, :]), kernel.T)
-
-
-def _take(array: Float[Array, "*batch n"], index: Any) -> Float[Array, "*batch"]:
-    return jnp.take_along_axis(array, index[..., None], axis=-1)[..., 0]
-
-
-def _first(true: Bool[Array, "*batch n"]) -> Int[Array, "*batch"]:
-    """Index of the first true entry (argmax inside a float64 island does not lower under jit)."""
-    index = jnp.arange(true.shape[-1], dtype=jnp.int32)
-    index = index.reshape((1,) * (true.ndim - 1) + (-1,))
-    return jnp.min(jnp.where(true, index, true.shape[-1] - 1), axis=-1)
 
 
 @jax.custom_jvp
@@ -144,32 +92,13 @@ def _first(true: Bool[Array, "*batch n"]) -> Int[Array, "*batch"]:
 def _boundary_distance(features, kernel, bias) -> BoundaryDistance:
     dtype = features.dtype
     wide, kernel, bias = (jnp.asarray(x, jnp.float64) for x in (features, kernel, bias))
-    dim, num_classes = kernel.shape
-    batch = (1,) * (wide.ndim - 1)
-    logits = _numerics.product(wide, kernel) + bias.reshape(*batch, -1)
-    # |computed - true| <= (dim + 2) u (|phi| |K| + |b|) with u = 2^-53; doubled for its own error.
-    unit = 2.0**-52
-    error = ((dim + 2) * unit) * (
-        _numerics.product(jnp.abs(wide), jnp.abs(kernel)) + jnp.abs(bias).reshape(*batch, -1)
-    )
-    label = _first(logits == jnp.max(logits, axis=-1, keepdims=True))
-    norms = _plane_norms(kernel)[label]
-    equal = norms == 0
-    gap = _take(logits, label)[..., None] - logits
-    slack = _take(error, label)[..., None] + error
-    # Between equal columns the biases alone decide, exactly.
-    own = jnp.arange(num_classes, dtype=jnp.int32).reshape(*batch, -1) == label[..., None]
-    never = own | (equal & (bias[label][..., None] > bias.reshape(*batch, -1)))
-    divisor = jnp.where(equal, 1.0, norms)
-    planes = jnp.where(never, jnp.inf, jnp.where(equal, 0.0, gap / divisor))
-    proved = jnp.maximum(gap - slack, 0.0) / divisor * (1 - (dim + 4) * unit)
-    proved = jnp.where(never, jnp.inf, jnp.where(equal, 0.0, proved))
-    nearest = _first(planes == jnp.min(planes, axis=-1, keepdims=True))
-    rival = jnp.where(jnp.isinf(_take(planes, nearest)), label, nearest)
-    finite = jnp.all(jnp.isfinite(wide), axis=-1) & jnp.all(jnp.isfinite(logits), axis=-1)
-    distance = jnp.where(finite, jnp.min(proved, axis=-1), jnp.nan)
-    status = jnp.where(finite, Status.CONVERGED, Status.NONFINITE).astype(jnp.int32)
-    return BoundaryDistance(_numerics.round_down(distance, dtype), label, rival, status)
+    lead = planes.lead(wide, kernel, bias)
+    nearest = planes.first(lead.plane == jnp.min(lead.plane, axis=-1, keepdims=True))
+    rival = jnp.where(jnp.isinf(planes.take(lead.plane, nearest)), lead.label, nearest)
+    distance = jnp.where(lead.finite, jnp.min(lead.proved, axis=-1), jnp.nan)
+    status = jnp.where(lead.finite, Status.CONVERGED, Status.NONFINITE).astype(jnp.int32)
+    distance = _numerics.round_down(distance, dtype)
+    return BoundaryDistance(distance, lead.label, rival, status)
 
 
 @_boundary_distance.defjvp
@@ -201,12 +130,12 @@ def _segment_classes(start, end, kernel, bias) -> SegmentClasses:
     slope = _numerics.product(last - first, kernel)
     finite = jnp.all(jnp.isfinite(intercept) & jnp.isfinite(slope), axis=-1)
     usable = finite[:, None]
-    intercept = jnp.where(_never_named(kernel, bias)[None, :], -jnp.inf, intercept)
+    intercept = jnp.where(planes.hidden(kernel, bias)[None, :], -jnp.inf, intercept)
     intercept, slope = jnp.where(usable, intercept, 0.0), jnp.where(usable, slope, 0.0)
 
     def steepest(among):
         allowed = jnp.where(among, slope, -jnp.inf)
-        return _first(allowed == jnp.max(allowed, axis=1, keepdims=True))
+        return planes.first(allowed == jnp.max(allowed, axis=1, keepdims=True))
 
     label = steepest(intercept == jnp.max(intercept, axis=1, keepdims=True))
     zero = jnp.sum(slope * 0.0, axis=1)  # a carry derived from the inputs
@@ -224,8 +153,8 @@ def _segment_classes(start, end, kernel, bias) -> SegmentClasses:
 
     def next_corner(state):
         position, classes, count, label, reached, active, step = state
-        rise = slope - _take(slope, label)[:, None]
-        gap = _take(intercept, label)[:, None] - intercept
+        rise = slope - planes.take(slope, label)[:, None]
+        gap = planes.take(intercept, label)[:, None] - intercept
         meet = jnp.where(rise > 0, gap / jnp.where(rise > 0, rise, 1.0), jnp.inf)
         nearest = jnp.min(meet, axis=1)
         active = active & (nearest < 1)

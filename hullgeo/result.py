@@ -57,6 +57,15 @@ class Membership(_Code):
     INSIDE = 1, "A ball around the query is proved to lie in the hull, or the distance is <= atol."
 
 
+class Domain(_Code):
+    """In which set of features a problem of the head was solved."""
+
+    SPACE = 0, "All of R^d."
+    ORTHANT = 1, "Nonnegative features, as after a ReLU."
+    BOX = 2, "Features between the bounds passed."
+    HULL = 3, "The convex hull of the points passed."
+
+
 class HullProjection(NamedTuple):
     """The nearest point of a convex hull to each query, with a two-sided certificate.
 
@@ -105,6 +114,42 @@ class BoundaryDistance(NamedTuple):
     distance: Float[Array, "*batch"]
     label: Int[Array, "*batch"]
     rival: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+
+class BoundaryPoint(NamedTuple):
+    """The nearest points of a domain at which classes tie, with a two-sided certificate.
+
+    Guarantee: the true distance from the query to the points of the domain that meet the condition
+    lies in [`distance_lower_bound`, `distance`], rounding included, whatever the `status`. Where
+    such points are proved not to exist both are infinite and the status is `INFEASIBLE`; where
+    neither existence nor absence is proved, `distance` is infinite, `distance_lower_bound` is
+    finite and the status is `PRECISION_LIMIT`.
+
+    Attributes:
+      point: nearest point found, `(*batch, dim)`, rounded to the type of the features; NaN where
+        there is none.
+      distance: Euclidean distance, an upper bound of the true one, in the units of the features.
+      distance_lower_bound: a proved lower bound of the true distance, same units.
+      label: class of the query; the smallest index among ties.
+      rival: the class met at the point (of a tie of several classes, the smallest index that is
+        not the label); the label itself where no other class is met.
+      multipliers: one per class, `(*batch, num_classes)`, summing to 0: the point is the
+        projection of `query + kernel @ multipliers` onto the domain.
+      kkt_residual: how far the point is from meeting the optimality conditions (ties, classes
+        that exceed the tie, projection), as a distance in the units of the features.
+      domain: the `Domain` in which the problem was solved.
+      status: a `Status` per query.
+    """
+
+    point: Float[Array, "*batch dim"]
+    distance: Float[Array, "*batch"]
+    distance_lower_bound: Float[Array, "*batch"]
+    label: Int[Array, "*batch"]
+    rival: Int[Array, "*batch"]
+    multipliers: Float[Array, "*batch num_classes"]
+    kkt_residual: Float[Array, "*batch"]
+    domain: Int[Array, "*batch"]
     status: Int[Array, "*batch"]
 
 
@@ -167,6 +212,48 @@ class Inversion(NamedTuple):
     pixel_distance: Float[Array, "*batch"]
     active: Float[Array, "*batch"]
     num_gradients: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+
+class Flip(NamedTuple):
+    """The nearest image found at which the class changes, bracketed along its ray.
+
+    Guarantee: `image` and `image_before` lie within the bounds to the bit. Wherever the status is
+    `CONVERGED`, `image` has changed class and `image_before`, a little nearer to the start on the
+    same ray, has not, both by more than the rounding of the network, evaluated in this batch and
+    alone. `distance` is therefore an upper bound of the distance to the boundary; no lower bound
+    is claimed.
+
+    Attributes:
+      image: the flipped image, `(*batch, *image)`.
+      distance: Euclidean distance from the image asked about to `image`; infinite where no flip
+        was found.
+      image_before: the near side of the bracket.
+      distance_before: its distance.
+      label: the class that is left (the given label, or the class at the start).
+      rival: the class at `image`; `label` where no flip was found.
+      tie_gap: how far the class has changed at `image`: the rival's logit minus the label's (with
+        a target: minus the largest other logit).
+      kkt_residual: relative distance of the displacement from the one that the gradient of
+        `tie_gap` explains, `|d - clip(l g)| / |d|` at the best `l`; 0 at a smooth closest point,
+        the sine of the angle between d and g where no pixel is at a bound.
+      num_gradients: gradients spent per image.
+      num_evaluations: forward evaluations spent per image, those for gradients not counted.
+      status: a `Status` per image: `CONVERGED`; `PRECISION_LIMIT` where the rounding of the network
+        hides the change of class; `NO_GRADIENT` where every gradient seen was zero; `STALLED` where
+        no flip was found.
+    """
+
+    image: Float[Array, "*batch height width channels"]
+    distance: Float[Array, "*batch"]
+    image_before: Float[Array, "*batch height width channels"]
+    distance_before: Float[Array, "*batch"]
+    label: Int[Array, "*batch"]
+    rival: Int[Array, "*batch"]
+    tie_gap: Float[Array, "*batch"]
+    kkt_residual: Float[Array, "*batch"]
+    num_gradients: Int[Array, "*batch"]
+    num_evaluations: Int[Array, "*batch"]
     status: Int[Array, "*batch"]
 
 

@@ -136,6 +136,14 @@ CASES: dict[str, Case] = {
         options=({}, {"atol": 0.1}, {"atol": 2.0}),
         nan_status=None,
     ),
+    "nearest_boundary_point": Case(
+        lambda rng, dtype: (rng.normal(size=(ROWS, 5)).astype(dtype), head_of(rng, dtype)),
+        lambda features, head, **options: hullgeo.nearest_boundary_point(
+            features, head, lower=0.0, **options
+        ),
+        options=({}, {"rtol": 1e-4}, {"rival": 1}),
+        rtol=(1e-5, 1e-9),
+    ),
     "project_to_hull": Case(
         hull_inputs,
         lambda queries, vertices, **options: hullgeo.project_to_hull(queries, vertices, **options),
