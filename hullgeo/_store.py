@@ -141,8 +141,8 @@ def read(path: Path) -> Stored:
       ValueError: if it is damaged or was not written by `write`, naming the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
         meta = json.loads(arrays.pop(_META).tobytes())
         stored = Stored(**{**meta, "values": {**arrays, **meta["values"]}})
         intact = digest(stored.values) == stored.digest

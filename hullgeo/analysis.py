@@ -43,8 +43,8 @@ class Analysis(NamedTuple):
 
 def analyze(
     classifier: Classifier,
-    train: tuple[Any, Any],
-    test: tuple[Any, Any],
+    train: Any,
+    test: Any,
     *,
     out: str | os.PathLike[str],
     title: str = "a classifier",
@@ -68,8 +68,8 @@ def analyze(
 
     Args:
       classifier: features and a linear head.
-      train: images `(n, height, width, channels)`, floating point within `bounds`, and integer
-        labels `(n,)`; their features span the hulls.
+      train: a pair of images `(n, height, width, channels)`, floating point within `bounds`, and
+        integer labels `(n,)`; their features span the hulls.
       test: likewise; every test image is located relative to the training images.
       out: folder for `data/<stage>.npz`, `summary.json` and `report.html`, made if missing. Results
         in it are reused if they answer the same question, and replaced otherwise.
@@ -92,12 +92,15 @@ def analyze(
       ValueError: for images, labels, options or a folder that cannot be used, naming them.
       OSError: when the disk is full; finished stages are kept.
     """
+    if not (len(bounds) == 2 and np.isfinite(bounds).all() and bounds[0] < bounds[1]):
+        _check.fail("bounds", bounds, "to be two numbers (lower, upper), lower < upper")
     train, test = _checked_set("train", train, bounds), _checked_set("test", test, bounds)
     kernel, bias = (np.asarray(part) for part in classifier.head)
     num_classes = kernel.shape[1]
+    axes = ", ".join(map(str, train[0].shape[1:]))
     for name, (images, labels) in (("train", train), ("test", test)):
         if images.shape[1:] != train[0].shape[1:]:
-            _check.fail(f"{name}[0].shape", images.shape, f"to be (n, *{train[0].shape[1:]})")
+            _check.fail(f"{name}[0].shape", images.shape, f"to be (n, {axes}) as in train[0]")
         if labels.max() >= num_classes:
             _check.fail(
                 f"{name}[1].max()",
@@ -215,7 +218,7 @@ def _with_progress(steps: Sequence[Any], progress: bool, name: str = "analysis")
 
 
 def _checked_set(
-    name: str, pair: tuple[Any, Any], bounds: tuple[float, float]
+    name: str, pair: Any, bounds: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels that every stage can take, as NumPy arrays."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:

@@ -529,6 +529,9 @@ def inversion(data: Data) -> Section:
     found, names = data["inversion"], data["about"]["class_names"]
     bounds, unit = data["about"]["options"]["bounds"], data["statistics"]["diameter_lower"]
     palette, count = plots.class_colors(len(names)), len(found["rows"])
+    if count == 0:
+        title = "Boundary points as images"
+        return Section("inversion", "Inversion", title, "No image was moved to a boundary.", [])
     change = found["after"].astype(np.float64) - found["before"]
     scale = float(np.abs(change.mean(axis=-1)).max(initial=0.0)) or 1.0
     matched = int((found["status"] == Status.CONVERGED).sum())
@@ -550,10 +553,6 @@ def inversion(data: Data) -> Section:
         )
         for i in range(count)
     ]
-    if not count:
-        return Section(
-            "inversion", "Inversion", "Boundary points as images", "None was asked for.", []
-        )
     low, high = float(found["pixel_distance"].min()), float(found["pixel_distance"].max())
     worst, closed = float(found["residual"].max()), float(found["gap_closed"].min())
     steps = int(found["num_gradients"].max())

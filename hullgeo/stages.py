@@ -128,10 +128,15 @@ def statistics(inputs: Inputs) -> Values:
     """Spectrum, active units, intrinsic dimension and diameter of the training features."""
     train = inputs.data["features"]["train"]
     mean, variance = _statistics.spectrum(train)
-    share = variance / variance.sum()
+    share = variance / max(float(variance.sum()), 1e-300)
     active = train > 0
     dimension = _statistics.two_nn(train)
     lower, upper = _statistics.diameter(train)
+    if upper == 0:
+        raise ValueError(
+            "Expected the features of the training images to differ, got the same for all. The "
+            "network may be untrained, or all its last units dead."
+        )
     return {
         "mean": mean,
         "variance_share": share,
@@ -245,6 +250,8 @@ def inversion(inputs: Inputs) -> Values:
     order = usable[np.argsort(near["test_distance"][usable], kind="stable")]
     count = min(inputs.options["num_inversions"], len(order))
     rows = order[np.rint(np.linspace(0.05, 0.95, count) * (len(order) - 1)).astype(int)]
+    if count == 0:
+        return {"rows": rows}
     label, rival = near["test_label"][rows], near["test_rival"][rows]
     target = _boundary_points(inputs.data["features"]["test"][rows], label, rival, head)
     found = invert_features(
