@@ -55,7 +55,8 @@ NETWORKS: dict[str, tuple[Callable[[Any], hullgeo.Classifier], str]] = {
 def accuracy(classifier: hullgeo.Classifier, images: Any, labels: Any, **options: Any) -> float:
     """Share of images whose largest logit is their label's."""
     features = hullgeo.extract_features(classifier, images, **options)
-    return float(np.mean(np.argmax(classifier.head(features), axis=-1) == labels))
+    logits = np.asarray(classifier.head(features))
+    return float(np.mean(logits.argmax(-1) == labels))
 
 
 def main(arguments: list[str] | None = None) -> None:
