@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_BLOCK = 2048
+_BLOCK_SIZE = 2**24  # distances at a time: 128 MiB
 
 
 class Dimension(NamedTuple):
@@ -58,8 +58,8 @@ def two_nn(points: np.ndarray, *, max_points: int = 5000, seed: int = 0) -> Dime
         return Dimension(np.nan, np.nan, size)
     chosen = np.sort(np.random.default_rng(seed).permutation(size)[:max_points])
     logs = []
-    for start in range(0, len(chosen), _BLOCK):
-        rows = chosen[start : start + _BLOCK]
+    for start in range(0, len(chosen), block := _block(size)):
+        rows = chosen[start : start + block]
         squares = squared_distances(points[rows], points)
         squares[np.arange(len(rows)), rows] = np.inf
         nearest = np.argpartition(squares, 1, axis=1)[:, :2]
@@ -94,8 +94,8 @@ def diameter(points: Any, *, max_pairs: int = 4_000_000_000) -> tuple[float, flo
     candidates = centred[radius + radius.max() >= lower]
     if len(candidates) ** 2 / 2 <= max_pairs:
         square = 0.0
-        for start in range(0, len(candidates), _BLOCK):
-            rows, others = candidates[start : start + _BLOCK], candidates[start:]
+        for start in range(0, len(candidates), block := _block(len(candidates))):
+            rows, others = candidates[start : start + block], candidates[start:]
             squares = squared_distances(rows, others)
             first, second = np.unravel_index(int(np.argmax(squares)), squares.shape)
             square = max(square, float(squares[first, second]))
@@ -103,3 +103,8 @@ def diameter(points: Any, *, max_pairs: int = 4_000_000_000) -> tuple[float, flo
         # The products round relative to the squared radii, which the diameter bounds.
         upper = max(lower, float(np.sqrt(square + slack * float(radius.max()) ** 2)))
     return lower * (1 - slack), upper * (1 + slack)
+
+
+def _block(columns: int) -> int:
+    """Rows of a table of distances with so many columns that fit the memory allowed."""
+    return max(1, _BLOCK_SIZE // columns)

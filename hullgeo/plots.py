@@ -395,8 +395,15 @@ def percent(value: float, digits: int = 2) -> str:
     if scaled == 0:
         return "0\u00a0%"
     if abs(scaled) < 1e-4:
-        return f"{scaled:.0e}\u00a0%"
+        return f"{power_of_ten(scaled)}\u00a0%"
     decimals = max(0, digits - 1 - int(np.floor(np.log10(abs(scaled)))))
     while scaled < 100 and float(f"{scaled:.{decimals}f}") >= 100 and decimals < 9:
         decimals += 1  # nothing short of all is called 100 %
     return f"{scaled:.{decimals}f}\u00a0%"
+
+
+def power_of_ten(value: float) -> str:
+    """A positive number as one digit times a power of ten, with a superscript."""
+    digit, exponent = f"{value:.0e}".split("e")
+    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{digit}\u00a0\u00d7\u00a010{power}"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hullgeo import _plane, plots
-from hullgeo.plots import percent
+from hullgeo.plots import percent, power_of_ten
 from hullgeo.result import Membership, Status
 
 Data = dict[str, dict[str, Any]]
@@ -653,11 +653,8 @@ def _width(relative: float) -> str:
     if relative <= 0:
         return "0"
     exponent = math.floor(math.log10(relative))
-    digit = math.ceil(relative / 10.0**exponent)
-    if exponent >= -5:
-        return percent(digit * 10.0**exponent, 1)
-    power = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{digit}\u00a0\u00d7\u00a010{power}"
+    upward = math.ceil(relative / 10.0**exponent) * 10.0**exponent
+    return percent(upward, 1) if exponent >= -5 else power_of_ten(upward)
 
 
 def _axes(count: int) -> str:

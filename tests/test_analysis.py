@@ -480,7 +480,7 @@ def test_images_that_are_not_finite_are_named(tmp_path, value):
 def test_a_network_that_returns_nan_is_named(tmp_path):
     network = small_network()
     broken = jax.tree.map(lambda weights: weights * jnp.nan, network.features)
-    with pytest.raises(ValueError, match="Expected finite features.*train image 0"):
+    with pytest.raises(ValueError, match=r"Expected finite features.*train image 0"):
         run(tmp_path, network=network._replace(features=broken))
 
 

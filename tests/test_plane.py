@@ -104,6 +104,6 @@ def test_anchors_of_too_few_classes(size):
 def test_a_label_finds_an_open_spot():
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
     spot = _plane.open_spot(square, np.array([[0.2, 0.2], [0.3, 0.7]]))
-    assert (0 < spot).all()
+    assert (spot > 0).all()
     assert (spot < 1).all()
     assert spot[0] > 0.5
