@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -74,7 +74,8 @@ def from_linen(
         if name in fields and isinstance(getattr(module, name), bool)
     }
     module = module.clone(**switches) if switches else module
-    model = _LinenModel(module, _call_arguments("module", type(module).__call__, arguments))
+    model = _LinenModel(module, _call_arguments(type(module).__call__, arguments))
+    _check_hashable("module", model)
     executed: dict[str, Any] = {}
     others: dict[str, None] = {}
 
@@ -162,8 +163,8 @@ def from_nnx(
         else:
             others.append(f"{type(layer).__name__} {path!r}")
     graph, state = nnx.split(copy)
-    whole = _NNXModel(graph, _call_arguments("model", model.__call__, arguments))
-
+    whole = _NNXModel(graph, _call_arguments(model.__call__, arguments))
+    _check_hashable("model", whole)
     executed: dict[str, Any] = {}
 
     def record(path, call, inputs, *args, **kwargs):
@@ -199,7 +200,7 @@ class _LinenModel:
     """`(variables, images)` to logits, or to the input of the layer at `head`."""
 
     module: Any
-    arguments: tuple[tuple[str, Hashable], ...]
+    arguments: tuple[tuple[str, Any], ...]
     mutable: bool = False
     head: str | None = None
     dtype: Any = None
@@ -226,7 +227,7 @@ class _NNXModel:
     """`(state, images)` to what the model returns; what it changes in its state is dropped."""
 
     graph: Any
-    arguments: tuple[tuple[str, Hashable], ...]
+    arguments: tuple[tuple[str, Any], ...]
     widen: bool = False
 
     def __call__(self, state: Any, images: Any) -> Any:
@@ -286,23 +287,23 @@ def _hookable(kind: type) -> type:
 
 
 def _call_arguments(
-    name: str, call: Callable[..., Any], arguments: Mapping[str, Any] | None
-) -> tuple[tuple[str, Hashable], ...]:
+    call: Callable[..., Any], arguments: Mapping[str, Any] | None
+) -> tuple[tuple[str, Any], ...]:
     """The switches to evaluation that the call knows, and the caller's own arguments."""
     known = inspect.signature(call).parameters
     merged = {key: value for key, value in _EVALUATION.items() if key in known}
-    merged |= dict(arguments or {})
+    return tuple((merged | dict(arguments or {})).items())
+
+
+def _check_hashable(name: str, model: Any) -> None:
+    """Compiled programs are kept by the model's structure."""
     try:
-        hash(tuple(merged.values()))
-    except TypeError:
-        _check.fail(
-            "arguments",
-            arguments,
-            "to be hashable",
-            f"Close over arrays instead: from_callables(lambda images: ..., head, images), and "
-            f"leave the {name} out.",
-        )
-    return tuple(merged.items())
+        hash(model)
+    except TypeError as error:
+        raise ValueError(
+            f"Expected {name} and arguments to be hashable apart from their parameters, got: "
+            f"{error}. Close over arrays by from_callables(features, head, images)."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -218,7 +218,7 @@ def test_linen_models_that_cannot_be_evaluated():
         from_linen(module, variables, IMAGES, head="missing", **options)
     with pytest.raises(ValueError, match=r"last linear layer 'body' returns, an array \(9, 5\)"):
         from_linen(module, variables, IMAGES, head="body", **options)
-    with pytest.raises(ValueError, match="arguments to be hashable"):
+    with pytest.raises(ValueError, match="module and arguments to be hashable"):
         from_linen(module, variables, IMAGES, arguments={"is_learning": np.zeros(2)})
     with pytest.raises(ValueError, match=r"in evaluation mode, got: .*unexpected keyword"):
         from_linen(module, variables, IMAGES, arguments={"missing": 1})
