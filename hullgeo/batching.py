@@ -1,0 +1,309 @@
+"""Many queries through the engine: one traced program, or batches driven from the host.
+
+Both run the same loops of `fully_corrective.py`. The host form is faster, since it can look at the
+lanes between programs: lanes that need more passes than most are gathered into fuller batches, and
+queries left undecided are finished together, with more slots where they need them. Programs are
+compiled per bucket (lanes, slots), never per number of queries.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from hullgeo import _numerics, bracket, fully_corrective
+from hullgeo.bracket import ACTIVE, BAD, ENDED, Lanes, Tolerances
+from hullgeo.oracle import Oracle
+from hullgeo.result import HullProjection, Status
+
+_ROW_BYTES = 2**23  # float32 rows of a batch's slots: they should stay in cache
+_LANES = (1, 8, 32, 128)
+
+
+def default_slots(num_vertices: int, dim: int) -> int:
+    """Slots that nearly all queries outside the hull need: supports are small."""
+    slots = 32 if num_vertices <= 2048 else 48
+    return min(slots, max(2, num_vertices))
+
+
+def finishing_slots(num_vertices: int, dim: int, slots: int) -> int:
+    """Slots of the float64 loop: for queries inside, dim + 1 vertices and some to choose from."""
+    wanted = dim + 1 + fully_corrective.num_candidates(num_vertices) if dim <= 128 else 2 * slots
+    return min(max(slots, wanted), num_vertices)
+
+
+def num_lanes(queries: int, slots: int, dim: int) -> int:
+    """Queries in a batch: the largest bucket that is filled and whose rows stay in cache."""
+    most = max(8, _ROW_BYTES // (4 * slots * dim))
+    fitting = [lanes for lanes in _LANES if lanes <= most]
+    return next((lanes for lanes in fitting if lanes >= queries), fitting[-1])
+
+
+def project_traced(
+    oracle: Oracle,
+    tolerances: Tolerances,
+    queries: Float[Array, "queries dim"],
+    *,
+    slots: int,
+    last_slots: int,
+    dtype: jnp.dtype,
+) -> HullProjection:
+    """Every query in one traced program; batches one after the other."""
+    with _numerics.float64():
+        number, dim = queries.shape
+        lanes = num_lanes(number, slots, dim)
+        batches = -(-number // lanes)
+        padded = jnp.pad(queries, ((0, batches * lanes - number), (0, 0)), mode="edge")
+        solve = partial(
+            _solve_batch, oracle, tolerances, slots=slots, last_slots=last_slots, dtype=dtype
+        )
+        if batches == 1:
+            answer = solve(padded)
+        else:
+            answer = lax.map(solve, padded.reshape(batches, lanes, dim))
+            answer = jax.tree.map(lambda out: out.reshape(-1, *out.shape[2:]), answer)
+        return jax.tree.map(lambda out: out[:number], answer)
+
+
+def _solve_batch(
+    oracle: Oracle,
+    tolerances: Tolerances,
+    queries: Array,
+    *,
+    slots: int,
+    last_slots: int,
+    dtype: jnp.dtype,
+) -> HullProjection:
+    with _numerics.float64():
+        lanes = fully_corrective.start(oracle, queries, slots)
+        lanes = fully_corrective.name_candidates(oracle, lanes, tolerances, sample_first=True)
+        decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
+        first = bracket.answer(oracle, lanes, decision, tolerances, dtype)
+        extra = last_slots - slots
+        first = first._replace(
+            support=jnp.pad(first.support, ((0, 0), (0, extra)), mode="edge"),
+            weights=jnp.pad(first.weights, ((0, 0), (0, extra))),
+        )
+        decided = decision.converged | (lanes.code == BAD)
+
+        def finish(lanes: Lanes) -> HullProjection:
+            code = jnp.where(decided & (lanes.code != BAD), ENDED, lanes.code)
+            code = jnp.where(decided, code, ACTIVE).astype(jnp.int32)
+            answer = _finish(
+                oracle, tolerances, lanes._replace(code=code), slots=last_slots, dtype=dtype
+            )
+            return jax.tree.map(
+                lambda old, new: jnp.where(
+                    decided.reshape(decided.shape + (1,) * (old.ndim - 1)), old, new
+                ),
+                first,
+                answer,
+            )
+
+        return lax.cond(jnp.all(decided), lambda lanes: first, finish, lanes)
+
+
+def _finish(
+    oracle: Oracle, tolerances: Tolerances, lanes: Lanes, *, slots: int, dtype: jnp.dtype
+) -> HullProjection:
+    lanes = fully_corrective.widen(oracle, lanes, slots)
+    lanes = fully_corrective.finish(oracle, lanes, tolerances)
+    decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=True)
+    return bracket.answer(oracle, lanes, decision, tolerances, dtype)
+
+
+# The programs of the host form. Each takes the oracle first; `slots` and `dtype` are static.
+
+
+@partial(jax.jit, static_argnames=("slots",))
+def _start(oracle: Any, queries: Array, *, slots: int) -> Lanes:
+    with _numerics.float64():
+        return fully_corrective.start(oracle, queries, slots)
+
+
+@partial(jax.jit, donate_argnames=("lanes",))
+def _name(oracle: Any, lanes: Lanes, tolerances: Tolerances, fresh: Array, leave: Array) -> Lanes:
+    with _numerics.float64():
+        return fully_corrective.name_candidates(
+            oracle, lanes, tolerances, sample_first=fresh, leave=leave
+        )
+
+
+@partial(jax.jit, static_argnames=("dtype",))
+def _conclude(
+    oracle: Any, lanes: Lanes, tolerances: Tolerances, *, dtype: jnp.dtype
+) -> HullProjection:
+    with _numerics.float64():
+        decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
+        return bracket.answer(oracle, lanes, decision, tolerances, dtype)
+
+
+@partial(jax.jit, static_argnames=("slots", "dtype"))
+def _finish_supports(
+    oracle: Any,
+    tolerances: Tolerances,
+    queries: Array,
+    index: Array,
+    used: Array,
+    steps: Array,
+    *,
+    slots: int,
+    dtype: jnp.dtype,
+) -> HullProjection:
+    with _numerics.float64():
+        lanes = fully_corrective.start(oracle, queries, index.shape[1])
+        lanes = lanes._replace(active=lanes.active._replace(index=index, basic=used), steps=steps)
+        return _finish(oracle, tolerances, lanes, slots=slots, dtype=dtype)
+
+
+@jax.jit
+def _gather(lanes: Lanes, rows: Array) -> Lanes:
+    return jax.tree.map(lambda array: array[rows], lanes)
+
+
+@jax.jit
+def _join(parts: list[Lanes]) -> Lanes:
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+
+class _Left(NamedTuple):
+    """Lanes gathered because they need more passes than most, and the queries they belong to."""
+
+    lanes: Lanes
+    ids: np.ndarray  # -1 in lanes that only fill the batch
+
+
+class _Answers:
+    """Collects the rows of results in the order of the queries, on the host."""
+
+    def __init__(self, number: int):
+        self.number = number
+        self.parts: list[tuple[np.ndarray, HullProjection]] = []
+
+    def add(self, ids: np.ndarray, rows: np.ndarray, answer: HullProjection) -> None:
+        self.parts.append((ids, jax.tree.map(lambda array: np.asarray(array)[rows], answer)))
+
+    def merge(self) -> HullProjection:
+        """Later parts replace earlier ones; supports are padded to the widest."""
+        width = max(answer.support.shape[1] for _, answer in self.parts)
+
+        def widened(answer: HullProjection) -> HullProjection:
+            extra = ((0, 0), (0, width - answer.support.shape[1]))
+            return answer._replace(
+                support=np.pad(answer.support, extra, mode="edge"),
+                weights=np.pad(answer.weights, extra),
+            )
+
+        first = self.parts[0][1]
+        merged = jax.tree.map(
+            lambda array: np.empty((self.number, *array.shape[1:]), array.dtype), widened(first)
+        )
+        for ids, answer in self.parts:
+            for target, source in zip(merged, widened(answer), strict=True):
+                target[ids] = source
+        return merged
+
+
+def project_on_host(
+    oracle: Oracle,
+    tolerances: Tolerances,
+    queries: Float[Array, "queries dim"],
+    *,
+    slots: int,
+    dtype: jnp.dtype,
+) -> HullProjection:
+    """Every query, batches driven from the host; runs inside a float64 island."""
+    number, dim = queries.shape
+    lanes = num_lanes(number, slots, dim)
+    answers = _Answers(number)
+    pool: list[_Left] = []
+
+    def conclude(batch: Lanes, ids: np.ndarray, done: np.ndarray) -> None:
+        rows = np.flatnonzero(done & (ids >= 0))
+        if not len(rows):
+            return
+        answer = _conclude(oracle, batch, tolerances, dtype=dtype)
+        answers.add(ids[rows], rows, answer)
+
+    def advance(batch: Lanes, ids: np.ndarray, *, fresh: bool, leave: int) -> None:
+        batch = _name(oracle, batch, tolerances, jnp.asarray(fresh), jnp.int32(leave))
+        active = (np.asarray(batch.code) == ACTIVE) & (
+            np.asarray(batch.steps) < int(tolerances.max_steps)
+        )
+        active &= ids >= 0
+        conclude(batch, ids, ~active)
+        rows = np.flatnonzero(active)
+        if len(rows):
+            padded = np.concatenate([rows, np.flatnonzero(~active)])[: max(leave, 1)]
+            kept = np.where(np.arange(len(padded)) < len(rows), ids[padded], -1)
+            pool.append(_Left(_gather(batch, jnp.asarray(padded.astype(np.int32))), kept))
+
+    group = max(1, lanes // 4)
+    for first in range(0, number, lanes):
+        ids = np.arange(first, min(first + lanes, number))
+        block = queries[first : first + lanes]
+        if len(ids) < lanes:
+            block = jnp.pad(block, ((0, lanes - len(ids)), (0, 0)), mode="edge")
+            ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
+        advance(_start(oracle, block, slots=slots), ids, fresh=True, leave=group)
+        if len(pool) * group >= lanes:
+            joined = _join([left.lanes for left in pool])
+            joined_ids = np.concatenate([left.ids for left in pool])
+            pool.clear()
+            advance(joined, joined_ids, fresh=False, leave=group)
+    while pool:
+        left = pool.pop()
+        advance(left.lanes, left.ids, fresh=False, leave=0)
+
+    merged = answers.merge()
+    return _finish_undecided(oracle, tolerances, queries, merged, slots=slots, dtype=dtype)
+
+
+def _finish_undecided(
+    oracle: Oracle,
+    tolerances: Tolerances,
+    queries: Array,
+    answer: HullProjection,
+    *,
+    slots: int,
+    dtype: jnp.dtype,
+) -> HullProjection:
+    """The float64 loop for what float32 left, with twice the slots as often as they overflow."""
+    number, dim = queries.shape
+    status = answer.status
+    left = np.flatnonzero((status != Status.CONVERGED) & (status != Status.NONFINITE))
+    steps = answer.num_steps
+    left = left[steps[left] < int(tolerances.max_steps)]
+    capacity = finishing_slots(oracle.num_vertices, dim, slots)
+    while len(left):
+        lanes = num_lanes(len(left), 2 * capacity, dim)
+        collected = _Answers(number)
+        everything = np.arange(number)
+        collected.add(everything, everything, answer)
+        for first in range(0, len(left), lanes):
+            ids = left[first : first + lanes]
+            padded = np.resize(ids, lanes)
+            index = answer.support[padded]
+            used = answer.weights[padded] > 0
+            result = _finish_supports(
+                oracle,
+                tolerances,
+                queries[padded],
+                jnp.asarray(index),
+                jnp.asarray(used),
+                jnp.asarray(steps[padded]),
+                slots=max(capacity, index.shape[1]),
+                dtype=dtype,
+            )
+            collected.add(ids, np.arange(len(ids)), result)
+        answer = collected.merge()
+        full = answer.status[left] == Status.CAPACITY
+        if not full.any() or capacity >= oracle.num_vertices:
+            break
+        left = left[full]
+        capacity = min(2 * capacity, oracle.num_vertices)
+    return answer

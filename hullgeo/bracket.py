@@ -1,0 +1,253 @@
+"""What is proved about a batch of queries: brackets of the distance, and the answer returned.
+
+For weights w and any direction g, with u_i = v_i - q,
+
+    min_i <u_i, g> / |g|  <=  distance(q, conv V)  <=  |sum_i w_i u_i| / sum_i w_i .
+
+The left minimum runs over all vertices: those in slots are scored in enclosed float64
+(`enclosure.py`), all others are bounded by one float32 pass (`oracle.py`). `docs/hull.md` has the
+proofs.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from hullgeo import active_set, enclosure
+from hullgeo._numerics import round_down, round_up
+from hullgeo.active_set import ActiveSet
+from hullgeo.oracle import Oracle, flushed, power_of_two
+from hullgeo.result import HullProjection, Status
+
+# How a lane stands.
+ACTIVE, ENDED, FULL, STUCK, BAD = range(5)
+
+
+class Tolerances(NamedTuple):
+    """Traced, so that sweeping them compiles nothing. `atol` in the units of half the square."""
+
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+    max_steps: Int[Array, ""]
+
+
+class Lanes(NamedTuple):
+    """The state of a batch of queries.
+
+    Attributes:
+      query: as passed by the caller.
+      shifted: `(q - center) / scale` in float64.
+      constant: c of Wolfe's homogeneous form.
+      active: slots, in float32 while naming and float64 while finishing.
+      direction: the float32 unit direction of the last pass.
+      floor: the least value screened there.
+      upper: a proved upper bound of the scaled distance (while finishing).
+      lower: the best proved lower bound.
+      square: |x|^2 of the last pass.
+      idle: the last pass did not change the basis.
+      steps: passes so far.
+      code: one of the codes above.
+    """
+
+    query: Array
+    shifted: Array
+    constant: Array
+    active: ActiveSet
+    direction: Array
+    floor: Array
+    upper: Array
+    lower: Array
+    square: Array
+    idle: Array
+    steps: Array
+    code: Array
+
+
+def rows_of(oracle: Oracle, query: Array, index: Array) -> Array:
+    """u = (v - q) / scale in float64, each entry rounded once."""
+    scale = power_of_two(-oracle.exponent)
+    wide = query.astype(jnp.float64) * scale
+    wide = jnp.where(jnp.isfinite(wide), wide, 0)
+    return oracle.gather(index).astype(jnp.float64) * scale - wide[:, None, :]
+
+
+def lost(oracle: Oracle, query: Array) -> Array:
+    """Bound of what flushing subnormal numbers may have moved, per query, scaled."""
+    return oracle.flushed.astype(jnp.float64) + flushed(query, oracle.exponent)
+
+
+def least_score(
+    oracle: Oracle,
+    lanes: Lanes,
+    rows: Array,
+    unit: Float[Array, "lanes dim"],
+    direction: Float[Array, "lanes dim"],
+    floor: Float[Array, " lanes"],
+    *,
+    exact: bool,
+) -> Float[Array, " lanes"]:
+    """A number proved to be at most min_i <u_i, unit>, by a float64 direction of norm about one.
+
+    The slots in use are scored exactly, all other vertices are bounded by the pass that screened
+    the float32 `direction` near `unit` and found `floor` at least.
+    """
+    dim = unit.shape[1]
+    value, error = enclosure.scores(rows, unit, enclosure.length(rows), exact=exact)
+    on_slots = jnp.min(jnp.where(lanes.active.used, value - error, jnp.inf), axis=1)
+    offset = jnp.sum(lanes.shifted * unit, axis=1)
+    rounding = 1.1 * (dim + 6) * enclosure.U64 * (enclosure.length(lanes.shifted) + 1)
+    others = floor.astype(jnp.float64) - offset - oracle.error(unit, direction) - rounding
+    return jnp.minimum(on_slots, others) - 1.1 * lost(oracle, lanes.query)
+
+
+def lower_bound(
+    oracle: Oracle,
+    lanes: Lanes,
+    rows: Array,
+    unit: Array,
+    direction: Array,
+    floor: Array,
+    *,
+    exact: bool,
+) -> Float[Array, " lanes"]:
+    """Proved lower bound of the scaled distance; see `least_score`."""
+    least = least_score(oracle, lanes, rows, unit, direction, floor, exact=exact)
+    size = enclosure.length(unit) * (1 + (unit.shape[1] + 4) * enclosure.U64)
+    bound = least / jnp.where(size > 0, size, 1) * (1 - 4 * enclosure.U64)
+    return jnp.where(bound > 0, bound, 0)
+
+
+def upper_bound(oracle: Oracle, lanes: Lanes, point: Array, error: Array) -> Array:
+    """Proved upper bound of the scaled distance: the norm of a point known up to `error`."""
+    dim = point.shape[1]
+    size = enclosure.length(point) * (1 + (dim + 4) * enclosure.U64)
+    return size + error + 1.1 * lost(oracle, lanes.query)
+
+
+def has_converged(oracle: Oracle, tolerances: Tolerances, upper: Array, lower: Array) -> Array:
+    """(upper^2 - lower^2) / 2 <= atol + rtol upper^2 / 2, never for NaN."""
+    width = (upper - lower) * (upper + lower) / 2
+    down = power_of_two(-oracle.exponent)
+    atol = tolerances.atol.astype(jnp.float64) * down * down
+    return width <= atol + tolerances.rtol.astype(jnp.float64) * upper * upper / 2
+
+
+class Decision(NamedTuple):
+    """What is proved about each lane, scaled, in float64; `weights` belong to its slots."""
+
+    weights: Array
+    point: Array
+    upper: Array
+    lower: Array
+    gap: Array
+    radius: Array
+    converged: Array
+
+
+def decide(
+    oracle: Oracle, lanes: Lanes, tolerances: Tolerances, dtype: jnp.dtype, *, inside: bool
+) -> Decision:
+    """Float64 solution on the support and the bracket it proves, for weights returned in `dtype`.
+
+    The last pass of each lane bounds the vertices off its slots, so that nothing is priced again.
+
+    Args:
+      oracle: the vertices.
+      lanes: in float32 or float64; lanes that have not been screened prove no lower bound.
+      tolerances: what counts as converged.
+      dtype: type of the returned weights.
+      inside: try to prove that queries lie inside (float64 lanes).
+    """
+    active = lanes.active
+    exact = active.rows.dtype == jnp.float64
+    rows = active.rows if exact else rows_of(oracle, lanes.query, active.index)
+    norms = enclosure.length(rows)
+    weights = active_set.weights(active).astype(jnp.float64)
+    direction = active_set.combine(weights, rows)
+    refined, direction = enclosure.refine(active, rows, weights, direction, rounds=2)
+    refined = jnp.where(jnp.all(refined >= 0, axis=1, keepdims=True), refined, weights)
+    size = enclosure.length(direction)
+    unit = direction / jnp.where(size > 0, size, 1)[:, None]
+    bound = lower_bound(oracle, lanes, rows, unit, lanes.direction, lanes.floor, exact=exact)
+    lower = jnp.maximum(lanes.lower, bound)
+    point, error = enclosure.point(refined, rows, norms, exact=exact)
+    upper = jnp.minimum(lanes.upper, upper_bound(oracle, lanes, point, error))
+
+    total = jnp.sum(refined, axis=1, keepdims=True)
+    rounded = (refined / jnp.where(total > 0, total, 1)).astype(dtype)
+    returned = rounded.astype(jnp.float64)
+    point, error = enclosure.point(returned, rows, norms, exact=exact)
+    gap = _gap(oracle, lanes, rows, point, error, exact=exact)
+
+    radius = 0 * upper
+    if inside:
+        level = oracle.center.astype(jnp.float64)[None] == lanes.query.astype(jnp.float64)
+        constant = oracle.constant[None] & level
+        best, off = enclosure.point(refined, rows, norms, exact=True)
+        tried = (bound == 0) & (upper < 2.0**-20)
+        off = off + 1.1 * lost(oracle, lanes.query)
+        size = enclosure.length(best) * (1 + (best.shape[1] + 4) * enclosure.U64)
+        normal = refined / jnp.where(total > 0, total, 1)
+
+        def prove(lane: tuple[Array, ...]) -> Array:
+            attempt, *rest = lane
+            return lax.cond(attempt, lambda: enclosure.interior_radius(*rest), lambda: 0 * rest[-1])
+
+        radius = lax.map(prove, (tried, rows, normal, constant, size, off))
+    proved = radius > 0
+    upper = jnp.where(proved, 0, upper)
+    converged = has_converged(oracle, tolerances, upper, lower) & jnp.isfinite(upper)
+    return Decision(rounded, point, upper, lower, gap, radius, converged)
+
+
+def _gap(
+    oracle: Oracle, lanes: Lanes, rows: Array, point: Array, error: Array, *, exact: bool
+) -> Array:
+    """At least the Frank-Wolfe gap max_i <x, x - u_i> of a point x known up to `error`."""
+    size = enclosure.length(point)
+    unit = point / jnp.where(size > 0, size, 1)[:, None]
+    least = least_score(oracle, lanes, rows, unit, lanes.direction, lanes.floor, exact=exact)
+    grown = size * (1 + (point.shape[1] + 8) * enclosure.U64) + error
+    reach = oracle.radius.astype(jnp.float64) + 1.1 * enclosure.length(lanes.shifted)
+    gap = grown * grown - jnp.where(least > 0, size * (1 - 1e-14), grown) * least + error * reach
+    return jnp.maximum(gap, 0)
+
+
+def answer(
+    oracle: Oracle,
+    lanes: Lanes,
+    decision: Decision,
+    tolerances: Tolerances,
+    dtype: jnp.dtype,
+) -> HullProjection:
+    """The result in the caller's units and type, bracket rounded outwards."""
+    scale = power_of_two(oracle.exponent)
+    heaviest = jnp.take_along_axis(
+        lanes.active.index, lax.argmax(decision.weights, 1, jnp.int32)[:, None], axis=1
+    )
+    query = lanes.query.astype(dtype)
+    finite = jnp.all(jnp.isfinite(lanes.query), axis=1)
+    distance = round_up(decision.upper * scale, dtype)
+    good = finite & jnp.isfinite(distance)
+    inside = decision.radius > 0
+    point = lanes.query.astype(jnp.float64) + decision.point * scale
+    point = jnp.where(inside[:, None], lanes.query.astype(jnp.float64), point).astype(dtype)
+    limit = lanes.steps >= tolerances.max_steps
+    failure = jnp.where(limit, jnp.int32(Status.STEP_LIMIT), jnp.int32(Status.PRECISION_LIMIT))
+    failure = jnp.where(lanes.code == FULL, jnp.int32(Status.CAPACITY), failure)
+    status = jnp.where(decision.converged, jnp.int32(Status.CONVERGED), failure)
+    unknown = jnp.where(good, 0, jnp.nan).astype(dtype)
+    return HullProjection(
+        point=point + unknown[:, None],
+        distance=distance + unknown,
+        distance_lower_bound=round_down(decision.lower * scale, dtype) + unknown,
+        interior_radius=round_down(decision.radius * scale, dtype) + unknown,
+        support=jnp.where(decision.weights > 0, lanes.active.index, heaviest),
+        weights=decision.weights + unknown[:, None],
+        gap=round_up(decision.gap * scale * scale, dtype) + unknown,
+        num_steps=lanes.steps,
+        status=jnp.where(good, status, jnp.int32(Status.NONFINITE)),
+        query=query,
+    )

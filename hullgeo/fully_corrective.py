@@ -1,0 +1,314 @@
+"""Batched fully-corrective Frank-Wolfe: the projection engine. `docs/hull.md` derives it.
+
+    minimise |sum_i w_i (v_i - q)|^2 / 2  over the simplex, for many queries q at once.
+
+Each pass prices all vertices for all live queries with one matrix product (`oracle.py`), admits the
+best violators of the optimality conditions <u_i, x> >= |x|^2 to the support, and solves the problem
+on the support exactly (`active_set.py`). Trust is cheap, so precision is spent where it decides:
+
+1. *name*: float32 passes over a sample of the vertices, then over all of them, until nothing
+   violates beyond float32 noise. Proves nothing.
+2. *decide*: float64 rows of the support alone, solution and direction refined, bracket enclosed
+   (`enclosure.py`); the last pass bounds all the other vertices. Most queries end here.
+3. *finish*: float64 passes for the queries that are left: near or inside the hull, or with vertices
+   inside the float32 band, which join the support so that they are scored exactly.
+
+The state of a batch is a pytree with one lane per query, all loops are traced, and a lane that has
+ended is frozen.
+"""
+
+from functools import partial
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from hullgeo import active_set, bracket, enclosure
+from hullgeo.active_set import ActiveSet
+from hullgeo.bracket import ACTIVE, BAD, ENDED, FULL, STUCK, Lanes, Tolerances
+from hullgeo.oracle import Oracle, power_of_two
+
+_U32 = 2.0**-24
+_NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
+_SAMPLE_GAP = 0.5  # relative gap at which the sample has served
+_NEAR_HULL = 2.0**-17  # |x| / R below which float32 names nothing useful
+_ON_HULL = 2.0**-45  # the same for float64: the query is inside, or nobody can tell
+
+
+def num_candidates(num_vertices: int) -> int:
+    """Vertices admitted in one pass at most."""
+    return 8 if num_vertices <= 2048 else 16
+
+
+def start(oracle: Oracle, query: Float[Array, "lanes dim"], slots: int) -> Lanes:
+    """Lanes without support, in float32."""
+    scale = power_of_two(-oracle.exponent)
+    center = oracle.center.astype(jnp.float64) * scale
+    shifted = query.astype(jnp.float64) * scale - center[None]
+    square = jnp.sum(shifted * shifted, axis=1)
+    bad = ~(square < 2.0**500)  # NaN and infinity too
+    shifted = jnp.where(bad[:, None], 0, shifted)
+    constant = jnp.where(bad, 0, square) + 2.0**-4
+    narrow = shifted.astype(jnp.float32)
+    code = jnp.where(bad, BAD, ACTIVE).astype(jnp.int32)
+    return Lanes(
+        query=query,
+        shifted=shifted,
+        constant=constant,
+        active=active_set.empty(narrow, slots),
+        direction=narrow,
+        floor=jnp.full_like(narrow[:, 0], -jnp.inf) + 0 * narrow[:, 0],
+        upper=jnp.full_like(square, jnp.inf) + 0 * constant,
+        lower=0 * constant,
+        square=jnp.full_like(square, jnp.inf) + 0 * constant,
+        idle=code < 0,
+        steps=0 * code,
+        code=code,
+    )
+
+
+def name_candidates(
+    oracle: Oracle,
+    lanes: Lanes,
+    tolerances: Tolerances,
+    *,
+    sample_first: bool | Bool[Array, ""],
+    leave: int | Int[Array, ""] = 0,
+) -> Lanes:
+    """Float32 passes until at most `leave` lanes are active, over the sample first if wanted.
+
+    Passes over the sample cost a fraction of one and are not counted in `steps`.
+    """
+    return _loop(oracle, lanes, tolerances, sample_first, exact=False, leave=leave)
+
+
+def widen(oracle: Oracle, lanes: Lanes, slots: int) -> Lanes:
+    """The same supports in float64, with room to grow: the problem on the support solved anew."""
+    extra = slots - lanes.active.index.shape[1]
+    index = jnp.pad(lanes.active.index, ((0, 0), (0, extra)))
+    used = jnp.pad(lanes.active.basic, ((0, 0), (0, extra)))
+    live = (lanes.code != ENDED) & (lanes.code != BAD)
+    rows = bracket.rows_of(oracle, lanes.query, index)
+    active = active_set.from_rows(index, used, rows, lanes.constant)
+    ones = used.astype(rows.dtype)
+    active, _ = active_set.solve(active, ones, live, 0 * lanes.constant, 4 * slots)
+    return lanes._replace(
+        active=active,
+        idle=lanes.idle & False,
+        code=jnp.where(live, ACTIVE, lanes.code).astype(jnp.int32),
+    )
+
+
+def finish(oracle: Oracle, lanes: Lanes, tolerances: Tolerances) -> Lanes:
+    """Float64 passes, every one of them bracketed, for lanes made by `widen`."""
+    return _loop(oracle, lanes, tolerances, False, exact=True)
+
+
+def _loop(
+    oracle: Oracle,
+    lanes: Lanes,
+    tolerances: Tolerances,
+    sample_first: bool | Array,
+    *,
+    exact: bool,
+    leave: int | Array = 0,
+) -> Lanes:
+    sampled = oracle.has_sample and not exact
+
+    def is_active(lanes: Lanes) -> Array:
+        return (lanes.code == ACTIVE) & (lanes.steps < tolerances.max_steps)
+
+    def going(carry: tuple[Lanes, Array]) -> Array:
+        lanes, sampling = carry
+        return sampling | (jnp.sum(is_active(lanes), dtype=jnp.int32) > leave)
+
+    def step(carry: tuple[Lanes, Array]) -> tuple[Lanes, Array]:
+        lanes, sampling = carry
+        lanes = _step(
+            oracle, lanes, sampling if sampled else None, tolerances=tolerances, exact=exact
+        )
+        if not sampled:
+            return lanes, sampling
+        # The first pass over all vertices starts from the points where the sample left them.
+        over = sampling & ~jnp.any(is_active(lanes))
+        again = over & ((lanes.code == ENDED) | (lanes.code == STUCK) | (lanes.code == ACTIVE))
+        lanes = lanes._replace(
+            code=jnp.where(again, ACTIVE, lanes.code),
+            steps=jnp.where(over, 0, lanes.steps),
+            square=jnp.where(over, jnp.inf, lanes.square),
+        )
+        return lanes, sampling & ~over
+
+    first = jnp.any(is_active(lanes)) & sample_first & sampled
+    return lax.while_loop(going, step, (lanes, first))[0]
+
+
+def _step(
+    oracle: Oracle,
+    lanes: Lanes,
+    sampling: Array | None,
+    *,
+    tolerances: Tolerances,
+    exact: bool,
+) -> Lanes:
+    """One pass: price, bound, admit, solve on the support.
+
+    `sampling` says whether only the sample is priced; None where there is none.
+    """
+    active = lanes.active
+    slots = active.index.shape[1]
+    dtype = active.rows.dtype
+    constant = lanes.constant.astype(dtype)
+    weights = active_set.weights(active)
+    started = jnp.sum(active.value, axis=1) > 0
+    point = active_set.combine(weights, active.rows)
+    # Before there is a support, look from the centre: its nearest vertices are a good start.
+    point = jnp.where(started[:, None], point, -lanes.shifted.astype(dtype))
+    square = jnp.sum(point * point, axis=1)
+    size = jnp.sqrt(square)
+    unit = point / jnp.where(size > 0, size, 1)[:, None]
+    if exact:
+        _, unit = enclosure.refine(active, active.rows, weights, unit, rounds=2)
+        unit_size = enclosure.length(unit)
+        unit = unit / jnp.where(unit_size > 0, unit_size, 1)[:, None]
+    direction = unit.astype(jnp.float32)
+    score = active_set.scores(active.rows, point)
+    if exact:
+        tolerance = 2.0**-50 * size
+        margin = tolerance + 2 * oracle.error(unit, direction) * size
+    else:
+        tolerance = margin = _NOISE * size
+    # Slots off the basis are given up unless they violate, or cannot be told from violating.
+    # This precedes the pass, so that it bounds every vertex that is not in a slot.
+    keep = active.basic | (active.used & (score < (square + 2 * margin)[:, None]))
+    active = active._replace(used=keep)
+    masked = jnp.where(keep, active.index, jnp.int32(oracle.num_vertices))
+    if sampling is None:
+        found = oracle.screen(direction, masked, sampled=False)
+    else:
+        found = lax.cond(
+            sampling,
+            partial(oracle.screen, sampled=True),
+            partial(oracle.screen, sampled=False),
+            direction,
+            masked,
+        )
+    offset = jnp.sum(lanes.shifted.astype(dtype) * unit, axis=1)
+    value = found.value.astype(dtype) - offset[:, None]  # <v - q, unit>, screened
+    screened = jnp.min(found.value, axis=1)
+    if sampling is not None:  # a sample bounds nothing
+        screened = jnp.where(sampling, -jnp.inf, screened)
+
+    lower, upper = lanes.lower, lanes.upper
+    if exact:
+        held = lanes._replace(active=active)
+        bound = bracket.lower_bound(
+            oracle, held, active.rows, unit, direction, screened, exact=True
+        )
+        lower = jnp.maximum(lower, bound)
+        norms = enclosure.length(active.rows)
+        exact_point, off = enclosure.point(weights, active.rows, norms, exact=True)
+        upper = bracket.upper_bound(oracle, lanes, exact_point, off)
+        upper = jnp.where(started, upper, jnp.inf)
+        ended = bracket.has_converged(oracle, tolerances, upper, lower)
+        hopeless = size < _ON_HULL
+    else:
+        least = jnp.minimum(
+            jnp.min(value, axis=1) * size, jnp.min(jnp.where(keep, score, jnp.inf), axis=1)
+        )
+        relative = tolerances.rtol.astype(dtype)
+        if sampling is not None:
+            relative = jnp.where(sampling, _SAMPLE_GAP, relative).astype(dtype)
+        enough = 0.5 * jnp.maximum(relative * square, 2 * tolerances.atol.astype(dtype))
+        ended = started & (square - least <= jnp.maximum(enough, tolerance))
+        stalled = square.astype(jnp.float64) > (1 - 2.0**-20) * lanes.square
+        hopeless = (size < _NEAR_HULL) | (stalled & lanes.idle)
+    live = (lanes.code == ACTIVE) & (lanes.steps < tolerances.max_steps)
+    ended = live & ended
+    hopeless = live & ~ended & started & hopeless
+    going = live & ~ended & ~hopeless
+
+    violation = jnp.where(started[:, None], size[:, None] - value, -value)
+    threshold = -margin if exact else margin
+    violates = violation * size[:, None] > threshold[:, None]
+    wanted = jnp.isfinite(value) & (~started[:, None] | violates)
+    candidate, slot, admitted, overflow = _assign(
+        found.index, violation, wanted & going[:, None], keep, num_candidates(oracle.num_vertices)
+    )
+    rows = bracket.rows_of(oracle, lanes.query, candidate).astype(dtype)
+    new_score = active_set.scores(rows, point)
+    lane = jnp.arange(candidate.shape[0], dtype=jnp.int32)[:, None]
+    score = score.at[lane, slot].set(new_score, mode="drop")
+    total = (square + constant)[:, None]
+    residual = jnp.where(started[:, None], (square[:, None] - score) / total, 1)
+    scaled = active._replace(value=jnp.where(started[:, None], weights / total, 0))
+    filled, trial = active_set.insert(scaled, slot, candidate, rows, residual, constant)
+    floor = tolerance / total[:, 0]
+    solved, sweeps = active_set.solve(
+        filled, trial, going, jnp.where(started, floor, 0), 2 * slots if exact else 16
+    )
+    # Twice without a change of the basis: once may have moved the weights, which the next pass
+    # sees. While finishing, a vertex admitted only because it is inside the band is progress too.
+    idle = (sweeps == 0) & ~(jnp.any(admitted, axis=1) & exact)
+    stuck = hopeless | (going & idle & lanes.idle)
+    code = jnp.where(stuck, jnp.where(overflow & ~hopeless, FULL, STUCK), lanes.code)
+    code = jnp.where(ended, ENDED, code)
+
+    def frozen(old: Array, new: Array, where: Array) -> Array:
+        return jnp.where(where.reshape(where.shape + (1,) * (old.ndim - 1)), new, old)
+
+    return lanes._replace(
+        active=ActiveSet(
+            index=solved.index,
+            used=frozen(lanes.active.used, frozen(keep, solved.used, going), live),
+            basic=solved.basic,
+            value=frozen(lanes.active.value, solved.value, going),
+            table=solved.table,
+            rows=solved.rows,
+        ),
+        direction=frozen(lanes.direction, direction, live),
+        floor=frozen(lanes.floor, screened, live),
+        upper=frozen(lanes.upper, upper, live),
+        lower=frozen(lanes.lower, lower, live),
+        square=frozen(lanes.square, square.astype(jnp.float64), live),
+        idle=frozen(lanes.idle, idle, live),
+        steps=lanes.steps + live,
+        code=code.astype(jnp.int32),
+    )
+
+
+def _assign(
+    index: Array, violation: Array, wanted: Array, taken: Array, count: int
+) -> tuple[Array, Array, Array, Array]:
+    """The `count` most violating candidates, each with a free slot while there are any.
+
+    Returns:
+      candidates (lanes, count), their slots (`slots` where there is none), which are admitted, and
+      where a wanted candidate found no slot.
+    """
+    lanes, slots = taken.shape
+    classes = index.shape[1]
+    key = jnp.where(wanted, violation, -jnp.inf)
+    order = jnp.arange(classes, dtype=jnp.int32)
+    ahead = (key[:, None, :] > key[:, :, None]) | (
+        (key[:, None, :] == key[:, :, None]) & (order[None, None, :] < order[None, :, None])
+    )
+    rank = jnp.sum(ahead, axis=2, dtype=jnp.int32)
+    lane = jnp.arange(lanes, dtype=jnp.int32)[:, None]
+    rank = jnp.where(wanted, rank, jnp.int32(count))
+    nobody = 0 * index[:, :1]
+    candidate = (nobody + jnp.zeros((1, count), jnp.int32)).at[lane, rank].set(index, mode="drop")
+    number = jnp.sum(wanted, axis=1, dtype=jnp.int32)
+    place = jnp.cumsum(~taken, axis=1, dtype=jnp.int32) - 1
+    place = jnp.where(taken, jnp.int32(count), place)
+    slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), taken.shape)
+    free = (nobody + jnp.full((1, count), slots, jnp.int32)).at[lane, place].set(slot, mode="drop")
+    column = jnp.arange(count, dtype=jnp.int32)
+    chosen = column < number[:, None]
+    admitted = chosen & (free < slots)
+    return (
+        candidate,
+        jnp.where(admitted, free, jnp.int32(slots)),
+        admitted,
+        jnp.any(chosen & ~admitted, axis=1),
+    )

@@ -1,0 +1,313 @@
+"""Linear minimisation over the vertices: good candidates from one cheap pass, and a proved bound.
+
+For a unit direction g, Frank-Wolfe asks for min_i <v_i - q, g>. One float32 product prices all
+vertices for all queries of a batch; of every residue class of vertices (row i belongs to class
+i mod k) the best is named, so that a pass yields k candidates and no vertex escapes the bound:
+
+    <v_i - q, g>  >=  (least screened value) + <c - q, g> - band |g|      for all vertices i
+
+except those the caller masked (and scores itself). Proof, with a_i = (v_i - c) / scale, |a_i| <= R,
+stored as a float32 row r_i, the unit direction rounded to a float32 vector h, u = 2^-24:
+
+    |<a_i, g> - fl<r_i, h>|  <=  |<a_i - r_i, g>| + |<r_i, g - h>| + |<r_i, h> - fl<r_i, h>|
+                             <=  u R |g| + R' |g - h| + gamma_d R' |h|,
+
+R' = (1 + u) R bounds the stored rows, gamma_d = d u / (1 - d u) any order of summation (Higham,
+"Accuracy and Stability of Numerical Algorithms", 2002, section 3.1), and the flush of subnormal
+products adds at most d 2^-126. `Hull.error` is that sum.
+
+Anything with the three methods of `Oracle` serves the engine of `fully_corrective.py`: one array,
+shards, blocks from disk.
+"""
+
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from hullgeo import _check, _numerics
+
+_U32 = 2.0**-24
+_SLICES = 128  # slices of a chunk at most: its scores stay in cache, the code stays short
+_STRIDE = 8  # the sample holds every eighth vertex
+_SMALLEST_SAMPLED = 1024
+
+
+class Screened(NamedTuple):
+    """The outcome of a pass: per query the best vertex of each class.
+
+    Attributes:
+      value: `<row_i, direction>` in float32, infinite where a class is empty or masked.
+      index: vertex of that value.
+    """
+
+    value: Float[Array, "lanes classes"]
+    index: Int[Array, "lanes classes"]
+
+
+class Oracle(Protocol):
+    """What the engine needs to know of the vertices; any pytree with these members will do."""
+
+    center: Array
+    exponent: Array
+    radius: Array
+    flushed: Array
+    constant: Array
+
+    @property
+    def num_vertices(self) -> int:
+        """Number of vertices; indices run below it."""
+        ...
+
+    @property
+    def has_sample(self) -> bool:
+        """Whether a sample of the vertices can be screened first."""
+        ...
+
+    def screen(self, direction: Array, masked: Array, *, sampled: bool) -> Screened:
+        """One pass: the best unmasked vertex of each class."""
+        ...
+
+    def gather(self, index: Array) -> Array:
+        """Rows of vertices in the caller's own numbers."""
+        ...
+
+    def error(self, direction: Array, rounded: Array) -> Array:
+        """Bound of `|<a_i, direction> - value|` for the rounded direction that was screened."""
+        ...
+
+
+class Hull(NamedTuple):
+    """Vertices prepared for repeated use; a pytree. Made by `prepare_hull`.
+
+    Attributes:
+      vertices: the caller's rows in their own type.
+      center: a vector near their mean, in the same type.
+      exponent: the power of two by which centred rows are divided.
+      rows: `(v - center) / 2**exponent` rounded to float32, padded with zero rows.
+      sample: every eighth row, padded, for the first passes; empty where there are few vertices.
+      radius: at least the norm of every exact centred, scaled row.
+      flushed: at least the norm of what a device flushed to zero in any scaled row; mostly 0.
+      constant: coordinates in which all vertices equal the centre, such as dead units.
+    """
+
+    vertices: Float[Array, "vertices dim"]
+    center: Float[Array, " dim"]
+    exponent: Int[Array, ""]
+    rows: Float[Array, "rows dim"]
+    sample: Float[Array, "sampled dim"]
+    radius: Float[Array, ""]
+    flushed: Float[Array, ""]
+    constant: Bool[Array, " dim"]
+
+    @property
+    def num_vertices(self) -> int:
+        """Number of vertices."""
+        return self.vertices.shape[0]
+
+    @property
+    def has_sample(self) -> bool:
+        """Whether there are enough vertices for a sample to save passes."""
+        return self.sample.shape[0] > 0
+
+    @property
+    def num_classes(self) -> int:
+        """Number of residue classes, each of which names one candidate a pass."""
+        return num_classes(self.num_vertices)
+
+    def screen(
+        self,
+        direction: Float[Array, "lanes dim"],
+        masked: Int[Array, "lanes slots"],
+        *,
+        sampled: bool = False,
+    ) -> Screened:
+        """One pass over the rows (or the sample) in float32; see the module's docstring.
+
+        Args:
+          direction: float32, of norm about one.
+          masked: vertices left out, `num_vertices` where a slot masks none.
+          sampled: price the sample only, as a source of candidates without any bound.
+        """
+        if not sampled:
+            return _screen(self.rows, self.num_vertices, self.num_classes, direction, masked)
+        size = -(-self.num_vertices // _STRIDE)
+        inside = (masked % _STRIDE == 0) & (masked < self.num_vertices)
+        local = jnp.where(inside, masked // _STRIDE, jnp.int32(size))
+        found = _screen(self.sample, size, self.num_classes, direction, local)
+        return found._replace(index=found.index * _STRIDE)
+
+    def gather(self, index: Int[Array, "*slots"]) -> Float[Array, "*slots dim"]:
+        """Rows of vertices in the caller's own numbers."""
+        return self.vertices[index]
+
+    def error(
+        self, direction: Float[Array, "lanes dim"], rounded: Float[Array, "lanes dim"]
+    ) -> Float[Array, " lanes"]:
+        """Bound of the error of a screened value, for a float64 direction of norm at most 2."""
+        dim = direction.shape[1]
+        radius = self.radius.astype(jnp.float64)
+        wide = rounded.astype(jnp.float64)
+        moved = jnp.sqrt(jnp.sum((direction - wide) ** 2, axis=1))
+        length = jnp.sqrt(jnp.sum(wide**2, axis=1))
+        gamma = dim * _U32 / (1 - dim * _U32) if dim * _U32 < 0.5 else jnp.inf
+        # 1.0001 covers (1 + u)^2, the float64 roundings and |direction| against |rounded|.
+        return 1.0001 * (radius * (gamma * length + moved + _U32 * (length + moved))) + dim * 2e-38
+
+
+def num_classes(num_vertices: int) -> int:
+    """Classes by size: enough candidates a pass, and few enough to be ranked cheaply."""
+    return 16 if num_vertices <= 2048 else 32
+
+
+def prepare_hull(vertices: Float[Array | np.ndarray, "vertices dim"]) -> Hull:
+    """Centre, scale and round vertices once, for a hull that is asked again and again.
+
+    The result may be passed to `project_to_hull` in place of the vertices, through `jit` and `pmap`
+    too. It holds the vertices and a float32 copy with an eighth more rows.
+
+    Args:
+      vertices: `(vertices, dim)`, one vertex a row, float32, bfloat16, float16 or float64. A NumPy
+        float64 array keeps its type whatever `jax_enable_x64` says, but a float64 hull can enter
+        the caller's own `jit` only where that flag is set.
+
+    Returns:
+      a `Hull`.
+
+    Raises:
+      ValueError: a wrong rank or type, no vertices, or a vertex that is not finite (unless traced).
+    """
+    _check.floating("vertices", vertices)
+    _check.shape("vertices", vertices, (None, None), "(vertices, dim) with at least one vertex")
+    with _numerics.float64():
+        hull = _prepare(jnp.asarray(vertices))
+        if _check.is_concrete(hull.radius) and not bool(jnp.isfinite(hull.radius)):
+            _check.all_finite("vertices", vertices, "Drop the row or repair it.")
+            _check.fail("vertices", "entries near the largest number", "to have a finite radius",
+                        "Divide them by a power of two.")  # fmt: skip
+        return hull
+
+
+@jax.jit
+def _prepare(vertices: Array) -> Hull:
+    with _numerics.float64():
+        num, dim = vertices.shape
+        wide = vertices.astype(jnp.float64)
+        outer = exponent_of(jnp.max(jnp.abs(wide)))
+        scaled = wide * power_of_two(-outer)
+        mean = jnp.mean(scaled, axis=0) * power_of_two(outer)
+        constant = jnp.all(vertices == vertices[:1], axis=0)
+        center = jnp.where(constant, vertices[0], mean.astype(vertices.dtype))
+        shifted = scaled - (center.astype(jnp.float64) * power_of_two(-outer))[None]
+        square = jnp.sum(shifted**2, axis=1)
+        largest = jnp.sqrt(jnp.max(square)) * (1 + (dim + 8) * 2.0**-52)
+        inner = exponent_of(largest)
+        rows = (shifted * power_of_two(-inner)).astype(jnp.float32)
+        radius = _numerics.round_up(largest * power_of_two(-inner), jnp.float32)
+        exponent = outer + inner
+        classes = num_classes(num)
+        few = num < _SMALLEST_SAMPLED
+        sample = jnp.zeros((0, dim), jnp.float32) if few else _pad(rows[::_STRIDE], classes)
+        return Hull(
+            vertices=vertices,
+            center=center,
+            exponent=exponent,
+            rows=_pad(rows, classes),
+            sample=sample,
+            radius=radius,
+            flushed=_numerics.round_up(flushed(vertices, exponent), jnp.float32),
+            constant=constant,
+        )
+
+
+def exponent_of(value: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """The least e with |value| <= 2^e for a float64 scalar, within the normal range; 0 for 0."""
+    positive = jnp.where((value > 0) & jnp.isfinite(value), value, 1.0)
+    bits = lax.bitcast_convert_type(positive, jnp.int64)
+    exponent = lax.shift_right_logical(bits, jnp.int64(52)).astype(jnp.int32) - 1022
+    return jnp.clip(exponent, -1000, 1000)
+
+
+def power_of_two(exponent: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """2^exponent in float64, exactly, for exponents in the normal range (clipped to it)."""
+    biased = jnp.clip(exponent, -1022, 1023).astype(jnp.int64) + 1023
+    return lax.bitcast_convert_type(lax.shift_left(biased, jnp.int64(52)), jnp.float64)
+
+
+def flushed(array: Array, exponent: Array) -> Array:
+    """At least the norm of what scaling by 2^-exponent flushes to zero in any row, scaled.
+
+    Devices read subnormal numbers as zero. Only arrays that hold such numbers pay: 0 otherwise.
+    """
+    info = jnp.finfo(array.dtype)
+    unsigned = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[array.dtype.itemsize]
+    magnitude = lax.shift_left(lax.bitcast_convert_type(array, unsigned), jnp.asarray(1, unsigned))
+    smallest = 2 << info.nmant
+    subnormal = jnp.any((magnitude > 0) & (magnitude < jnp.asarray(smallest, unsigned)))
+    lost = float(info.smallest_normal) * power_of_two(-exponent)
+    underflow = 2.0**-960  # what scaling itself may lose, for float64 of extreme spread
+    bound = array.shape[-1] ** 0.5 * (jnp.where(subnormal, lost, 0.0) + underflow)
+    return jnp.where(subnormal | (array.dtype == jnp.float64), bound, 0.0)
+
+
+def _plan(num_rows: int, classes: int) -> tuple[int, int]:
+    """Chunks, and slices of a chunk: padded rows = chunks * slices * classes, little padding."""
+    chunks = max(1, -(-num_rows // (_SLICES * classes)))
+    return chunks, -(-num_rows // (chunks * classes))
+
+
+def _pad(rows: Array, classes: int) -> Array:
+    chunks, slices = _plan(rows.shape[0], classes)
+    return jnp.pad(rows, ((0, chunks * slices * classes - rows.shape[0]), (0, 0)))
+
+
+def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: Array) -> Screened:
+    """Scores as `(rows, lanes)`, so that minima over rows are elementwise between slices."""
+    lanes, dim = direction.shape
+    chunks, slices = _plan(num_rows, classes)
+    size = slices * classes
+    columns = direction.T
+    slots = masked.T
+    lane = jnp.arange(lanes, dtype=jnp.int32)[None, :]
+    row = jnp.arange(classes, dtype=jnp.int32)[:, None]
+
+    def chunk(start: Array, block: Array) -> tuple[Array, Array]:
+        scores = _numerics.product(block, columns)
+        local = jnp.where(slots < start, jnp.int32(size), slots - start)
+        scores = scores.at[local, lane].set(jnp.inf, mode="drop").reshape(slices, classes, lanes)
+        # Padding rows are never the least: only the last slices can hold any.
+        sliced = [
+            jnp.where(row + (number * classes + start) < num_rows, scores[number], jnp.inf)
+            if number * classes + (chunks - 1) * size + classes > num_rows
+            else scores[number]
+            for number in range(slices)
+        ]
+        best = sliced[0]
+        for values in sliced[1:]:
+            best = jnp.minimum(best, values)
+        # Twice over the scores in cache is faster than carrying minimum and index together.
+        best = lax.optimization_barrier(best)
+        which = jnp.zeros(best.shape, jnp.int32)
+        for number, values in enumerate(sliced):
+            which = jnp.where(values == best, jnp.int32(number), which)
+        return best, which * classes + row + start
+
+    if chunks == 1:
+        best, which = chunk(jnp.int32(0), rows)
+    else:
+
+        def body(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            start = number * size
+            block = lax.dynamic_slice(rows, (start, jnp.int32(0)), (size, dim))
+            value, index = chunk(start, block)
+            better = value < carry[0]
+            return jnp.where(better, value, carry[0]), jnp.where(better, index, carry[1])
+
+        nothing = jnp.where(jnp.isfinite(columns[:1]), 0 * columns[:1], 0)
+        empty = jnp.zeros((classes, 1), jnp.float32) + nothing
+        start = (empty + jnp.inf, empty.astype(jnp.int32))
+        best, which = lax.fori_loop(jnp.int32(0), jnp.int32(chunks), body, start)
+    return Screened(best.T, which.T)
