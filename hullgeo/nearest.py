@@ -260,7 +260,7 @@ def _answer(best: _Meeting, lead, kernel, tolerances, kind, dtype, box, batch) -
     rtol, atol = tolerances
     upper, lower = best.distance, best.lower_bound
     width = 0.5 * (upper - lower) * (upper + lower)
-    converged = width <= atol + 0.5 * rtol * upper * upper
+    converged = jnp.isfinite(upper) & (width <= atol + 0.5 * rtol * upper * upper)
     status = jnp.where(converged, jnp.int32(Status.CONVERGED), jnp.int32(Status.PRECISION_LIMIT))
     status = jnp.where(jnp.isinf(lower), jnp.int32(Status.INFEASIBLE), status)
     status = jnp.where(lead.finite, status, jnp.int32(Status.NONFINITE))

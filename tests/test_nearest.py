@@ -133,7 +133,8 @@ def test_infeasible_is_proved_by_the_corner_of_the_box():
     assert np.isposinf(result.distance_lower_bound).all()
     edge = nearest_boundary_point(np.zeros((2, 2)), head, lower=-1.0)
     assert float(edge.distance_lower_bound[0]) <= 1.0  # exactly the corner: never called infeasible
-    assert int(edge.status[0]) != Status.INFEASIBLE
+    assert int(edge.status[0]) in (Status.CONVERGED, Status.PRECISION_LIMIT)
+    assert np.isfinite(edge.distance[0]) == (int(edge.status[0]) == Status.CONVERGED)
     open_ = nearest_boundary_point(np.zeros((2, 2)), head, lower=-2.0)
     np.testing.assert_allclose(open_.point, [[-1.0, 0.0]] * 2, atol=1e-12)
 
