@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def fail(name: str, value: Any, expected: str, way_out: str = "") -> NoReturn:
@@ -20,7 +21,7 @@ def fail(name: str, value: Any, expected: str, way_out: str = "") -> NoReturn:
 
 def is_concrete(value: Any) -> bool:
     """Whether a value can be looked at now (it is not a tracer)."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def _is_number(value: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 ResultT = TypeVar("ResultT", bound=tuple)
@@ -40,7 +41,7 @@ class Status(_Code):
     CAPACITY = 2, "The support outgrew its slots before the tolerance was reached; raise capacity."
     PRECISION_LIMIT = (
         3,
-        "The arithmetic cannot prove the requested tolerance; loosen rtol or atol, or pass float64.",
+        "The arithmetic cannot prove the requested tolerance; loosen rtol or atol, or use float64.",
     )
     NONFINITE = 4, "The input holds NaN or infinity, or its scale overflows."
     INFEASIBLE = 5, "The constraints were proved to have no solution."
@@ -286,7 +287,7 @@ def raise_if_failed(result: ResultT) -> ResultT:
     status = getattr(result, "status", None)
     if status is None:
         raise TypeError(f"Expected result to have a status, got a {type(result).__name__}.")
-    if isinstance(status, jax.core.Tracer):
+    if isinstance(status, Tracer):
         raise TypeError(
             "raise_if_failed needs concrete values: call it outside jit, or use result.status."
         )

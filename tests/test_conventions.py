@@ -144,15 +144,6 @@ CASES: dict[str, Case] = {
         options=({}, {"rtol": 1e-4}, {"rival": 1}),
         rtol=(1e-5, 1e-9),
     ),
-    "nearest_boundary_point": Case(
-        lambda rng, dtype: (rng.uniform(size=(ROWS, 5)).astype(dtype), head_of(rng, dtype)),
-        lambda features, head, **options: hullgeo.nearest_boundary_point(
-            features, head, lower=0.0, **options
-        ),
-        options=({}, {"rtol": 1e-4}, {"atol": 1e-5}),
-        free=("kkt_residual", "distance_lower_bound"),
-        rtol=(2e-6, 1e-6),
-    ),
     "project_to_hull": Case(
         hull_inputs,
         lambda queries, vertices, **options: hullgeo.project_to_hull(queries, vertices, **options),
