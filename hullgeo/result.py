@@ -8,7 +8,6 @@ others; `raise_if_failed` turns it into an exception on the host.
 import enum
 from typing import Any, NamedTuple, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
