@@ -15,6 +15,7 @@ from hullgeo.features import from_arrays as from_arrays
 from hullgeo.features import from_callables as from_callables
 from hullgeo.flax_models import from_linen as from_linen
 from hullgeo.flax_models import from_nnx as from_nnx
+from hullgeo.flip import nearest_flip as nearest_flip
 from hullgeo.head import boundary_distance as boundary_distance
 from hullgeo.head import segment_classes as segment_classes
 from hullgeo.hull import membership as membership
@@ -25,6 +26,7 @@ from hullgeo.result import BoundaryDistance as BoundaryDistance
 from hullgeo.result import BoundaryPoint as BoundaryPoint
 from hullgeo.result import Crossing as Crossing
 from hullgeo.result import Domain as Domain
+from hullgeo.result import Flip as Flip
 from hullgeo.result import HullProjection as HullProjection
 from hullgeo.result import Inversion as Inversion
 from hullgeo.result import Membership as Membership

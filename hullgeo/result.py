@@ -66,6 +66,17 @@ class Domain(_Code):
     HULL = 3, "The convex hull of the points passed."
 
 
+class Proof(_Code):
+    """How the classes along a line are known."""
+
+    SAMPLED = 0, "At samples only: between two of them anything may happen."
+    UP_TO_ROUNDING = (
+        1,
+        "At every position, if rounding changes no margin by more than the stated slack.",
+    )
+    RIGOROUS = 2, "At every position, rounding included: the slack is a proved bound."
+
+
 class HullProjection(NamedTuple):
     """The nearest point of a convex hull to each query, with a two-sided certificate.
 
@@ -191,6 +202,63 @@ class Crossing(NamedTuple):
     class_upper: Int[Array, "*batch"]
     num_evaluations: Int[Array, "*batch"]
     status: Int[Array, "*batch"]
+
+
+class SegmentTrace(NamedTuple):
+    """The classes along segments of images, and how they are known.
+
+    Guarantee: with `proof` UP_TO_ROUNDING or RIGOROUS and status CONVERGED, the classes at all
+    positions outside the intervals (`lower`, `upper`) are those stated, and one change lies in each,
+    for the network in real arithmetic with the parameters as stored. With SAMPLED, the classes at
+    `lower` and `upper` are those of the caller's function, and between samples nothing is claimed.
+
+    Attributes:
+      lower: position in [0, 1] up to which the class before each crossing holds, ascending,
+        `(*batch, crossings)`; entries past `num_crossings` repeat the last, or are 1.
+      upper: position from which the class after it holds.
+      slope: derivative at the crossing of the logit of the class after minus that of the class
+        before, per length of the segment.
+      classes: classes between the crossings, `(*batch, crossings + 1)`; later ones repeat the last.
+      margin: smallest local minimum of the margin (largest minus second largest logit) inside each
+        class: how near the segment comes to another class without entering it; infinite where the
+        margin only rises and falls once. Of the samples, where these are all that is known.
+      num_crossings: how many crossings count.
+      num_pieces: linear pieces of the network along the segment; 0 if sampled.
+      slack: how much rounding may change a margin for the proof to hold; infinite if sampled.
+      proof: a `Proof` per segment.
+      num_evaluations: evaluations of the logits: samples, or rows of a proof.
+      status: a `Status` per segment.
+    """
+
+    lower: Float[Array, "*batch crossings"]
+    upper: Float[Array, "*batch crossings"]
+    slope: Float[Array, "*batch crossings"]
+    classes: Int[Array, "*batch pieces"]
+    margin: Float[Array, "*batch pieces"]
+    num_crossings: Int[Array, "*batch"]
+    num_pieces: Int[Array, "*batch"]
+    slack: Float[Array, "*batch"]
+    proof: Int[Array, "*batch"]
+    num_evaluations: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+
+class SegmentPath(NamedTuple):
+    """A piecewise-linear function along one segment: all its knots.
+
+    Attributes:
+      position: knots in [0, 1], ascending, 0 and 1 included, `(knots,)`.
+      value: the function there, `(knots, dim)`; affine between neighbours.
+      slack: how much rounding may change a difference of two values.
+      proof: a `Proof`.
+      status: a `Status`.
+    """
+
+    position: Float[Array, "knots"]
+    value: Float[Array, "knots dim"]
+    slack: Float[Array, ""]
+    proof: Int[Array, ""]
+    status: Int[Array, ""]
 
 
 class Inversion(NamedTuple):
