@@ -30,10 +30,15 @@ from hullgeo.result import Flip as Flip
 from hullgeo.result import HullProjection as HullProjection
 from hullgeo.result import Inversion as Inversion
 from hullgeo.result import Membership as Membership
+from hullgeo.result import Proof as Proof
 from hullgeo.result import SegmentClasses as SegmentClasses
+from hullgeo.result import SegmentPath as SegmentPath
+from hullgeo.result import SegmentTrace as SegmentTrace
 from hullgeo.result import Status as Status
 from hullgeo.result import failed as failed
 from hullgeo.result import raise_if_failed as raise_if_failed
 from hullgeo.stages import load_stage as load_stage
+from hullgeo.trace import segment_path as segment_path
+from hullgeo.trace import trace_segment as trace_segment
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ moves the result just far enough towards the middle that bisection's worst case 
 `_SLACK` evaluations (the projection of ITP: Oliveira and Takahashi, ACM TOMS 47, 2020).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,17 +65,20 @@ def find_crossing(
     `class_upper`, another one, at `upper`; the smallest index wins a tie. There may be further
     crossings on the segment, also within the bracket.
     """
-    start, end, batch = _check_segments(logits_fn, start, end)
+    start, end, batch = check_segments(logits_fn, start, end)
     _check.nonnegative("xtol", xtol)
     _check.at_least("max_evaluations", max_evaluations, 2)
     image = start.shape[len(batch) :]
-    arrays, rest = split_callable(logits_fn)
-    result = _find_crossings(
-        rest,
+    arrays, fixed = split_callable(logits_fn)
+    rows = jnp.zeros(batch, position_dtype(start.dtype)).reshape(-1)
+    result = find_crossings(
+        fixed,
         arrays,
         start.reshape(-1, *image),
         end.reshape(-1, *image),
-        jnp.asarray(xtol, position_dtype(start.dtype)),
+        rows,
+        rows + 1,
+        jnp.asarray(xtol, rows.dtype),
         jnp.asarray(max_evaluations, jnp.int32),
     )
     return Crossing(*(field.reshape(batch) for field in result))
@@ -115,7 +119,7 @@ def blend(start: Array, end: Array, position: Array) -> Array:
     return mixed.astype(start.dtype)
 
 
-def _check_segments(logits_fn, start, end):
+def check_segments(logits_fn, start, end):
     """Arrays and the batch shape, from the shape of the logits."""
     start, end = jnp.asarray(start), jnp.asarray(end)
     _check.floating("start", start)
@@ -126,7 +130,9 @@ def _check_segments(logits_fn, start, end):
         _check.fail("end.dtype", str(end.dtype), f"to be start's {start.dtype}")
     if start.size == 0:
         _check.fail("start.shape", start.shape, "to have no empty axis")
-    logits = jax.eval_shape(logits_fn, start)
+    arrays, fixed = split_callable(logits_fn)
+    shapes = tuple((jnp.shape(array), jnp.result_type(array)) for array in arrays)
+    logits = _logits_shape(fixed, shapes, start.shape, start.dtype)
     if (
         logits.ndim < 1
         or logits.shape[-1] < 1
@@ -139,6 +145,13 @@ def _check_segments(logits_fn, start, end):
             "Pass a function that maps a leading batch of images row by row.",
         )
     return start, end, logits.shape[:-1]
+
+
+@functools.lru_cache(maxsize=64)
+def _logits_shape(fixed, shapes, shape, dtype):
+    arrays = [jax.ShapeDtypeStruct(*array) for array in shapes]
+    image = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.eval_shape(lambda arrays, x: join_callable(arrays, fixed)(x), arrays, image)
 
 
 class _Bracket(NamedTuple):
@@ -158,15 +171,13 @@ class _Bracket(NamedTuple):
 
 
 @jax.jit(static_argnums=0)
-def _find_crossings(fixed, arrays, start, end, xtol, max_evaluations):
+def find_crossings(fixed, arrays, start, end, lower, upper, xtol, max_evaluations):
+    """`find_crossing` on rows of segments, each between positions of its own."""
     logits_fn = join_callable(arrays, fixed)
-    rows = start.shape[0]
     dtype = xtol.dtype
-    zero = jnp.zeros_like(start, dtype, shape=(rows,))
-    count = jnp.zeros_like(zero, jnp.int32)
-    resolution = jnp.finfo(dtype).eps / 2
-    width_goal = jnp.maximum(xtol, resolution)
-    budget = jnp.ceil(-jnp.log2(width_goal)) + _SLACK
+    count = jnp.zeros_like(lower, jnp.int32)
+    width_goal = jnp.maximum(xtol, jnp.finfo(dtype).eps / 2)
+    budget = jnp.ceil(jnp.log2((upper - lower) / width_goal)) + _SLACK
 
     def running(state):
         within = (state.num_evaluations < max_evaluations) & state.finite
@@ -183,8 +194,8 @@ def _find_crossings(fixed, arrays, start, end, xtol, max_evaluations):
     def advance(state):
         active = running(state)
         step = state.num_evaluations
-        position = jnp.where(step == 0, 0, _interpolate(state, width_goal, budget))
-        position = jnp.where(step == 1, 1, position)
+        position = jnp.where(step == 0, lower, _interpolate(state, width_goal, budget))
+        position = jnp.where(step == 1, upper, position)
         position = jnp.where(active, position, state.lower)
         logits = logits_fn(blend(start, end, position)).astype(dtype)
         label = lax.argmax(logits, 1, jnp.int32)
@@ -197,8 +208,9 @@ def _find_crossings(fixed, arrays, start, end, xtol, max_evaluations):
         kept = kept._replace(num_evaluations=new.num_evaluations, finite=new.finite)
         return jax.tree.map(lambda fresh, old: jnp.where(active, fresh, old), kept, state)
 
+    zero = jnp.zeros_like(lower)
     initial = _Bracket(
-        zero, zero + 1, zero, zero, zero, zero, count, count, count > 0, count, count == 0
+        lower, upper, lower, zero, zero, zero, count, count, count > 0, count, count == 0
     )
     final = lax.while_loop(lambda state: jnp.any(running(state)), advance, initial)
     width = final.upper - final.lower

@@ -169,6 +169,8 @@ HOST_ONLY = {
     "from_nnx": "runs the model once",
     "load_stage": "reads a file",
     "raise_if_failed": "raises",
+    "segment_path": "a proof: rows without a fixed number",
+    "trace_segment": "as many crossings as there are",
 }
 
 # Nothing to derive, hence no source to name.
