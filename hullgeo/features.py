@@ -11,7 +11,7 @@ and `b` (num_classes,) are Flax's own layout. Every constructor checks the split
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +45,9 @@ class LinearHead(NamedTuple):
             return logits + jnp.broadcast_to(bias, logits.shape)
 
 
-class Classifier(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
     """A network split where it becomes linear; a pytree that passes through jit, vmap, grad, pmap.
 
     Attributes:
@@ -99,7 +101,7 @@ def from_callables(features: Callable[[Any], Any], head: Any, images: Any) -> Cl
     """
     images = checked_images(images)
     if not isinstance(features, jax.tree_util.Partial):
-        features = jax.tree_util.Partial(features)
+        features = jax.tree_util.Partial(_Static(features))
     if not callable(head) or isinstance(head, LinearHead):
         if not isinstance(head, tuple) or len(head) != 2:
             expected = "to be a pair (kernel, bias), a LinearHead or a function"
@@ -135,7 +137,7 @@ class Original(NamedTuple):
 
 
 def assemble(
-    function: Hashable,
+    function: Callable[[Any, Any], Any],
     parameters: Any,
     head: LinearHead,
     images: Any,
@@ -144,7 +146,7 @@ def assemble(
     """The parts put together and checked on real images; constructors end here.
 
     Args:
-      function: hashable, `(parameters, images)` of one leading axis to features `(n, dim)`.
+      function: `(parameters, images)` of one leading axis to features `(n, dim)`.
       parameters: a pytree.
       head: the linear head.
       images: as `checked_images` returns them.
@@ -156,7 +158,7 @@ def assemble(
     Raises:
       ValueError: where the original is not the head after the features.
     """
-    batched = jax.tree_util.Partial(_AnyBatch(function, images.ndim - 1), parameters)
+    batched = jax.tree_util.Partial(_AnyBatch(_Static(function), images.ndim - 1), parameters)
 
     @jax.jit  # one program, so that both sides see the same rounding
     def evaluate(batched, parameters, images):
@@ -263,11 +265,34 @@ def _call(function: Callable[[Any], Any], images: Any) -> Any:
     return function(images)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Static:
+    """A function as a key of compiled programs: by value, or by identity where it has no hash."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> Any:
+        try:
+            hash(self.function)
+        except TypeError:
+            return id(self.function)
+        return self.function
+
+
 @dataclasses.dataclass(frozen=True)
 class _AnyBatch:
     """`function(parameters, images)` of one leading axis, made to take any number of them."""
 
-    function: Hashable
+    function: Callable[[Any, Any], Any]
     image_ndim: int
 
     def __call__(self, parameters: Any, images: Any) -> Any:
@@ -277,7 +302,7 @@ class _AnyBatch:
             )
         batch = images.shape[: images.ndim - self.image_ndim]
         flat = images.reshape(math.prod(batch), *images.shape[len(batch) :])
-        features = self.function(parameters, flat)  # type: ignore[operator]
+        features = self.function(parameters, flat)
         return features.reshape(*batch, *features.shape[1:])
 
 
@@ -354,7 +379,9 @@ def _check_agreement(head: LinearHead, values: Any, evaluated: Any, original: Or
     terms = np.abs(phi) @ np.abs(kernel) + np.abs(bias)
     eps = max(float(jnp.finfo(kind).eps) for kind in (logits.dtype, dtype))
     sums_to_one = expected.min() >= 0 and np.abs(expected.sum(-1) - 1).max() < 0.01
-    if sums_to_one:
+    if not np.isfinite(expected).all():
+        reason = "its outputs for real images are not finite; look at its parameters"
+    elif sums_to_one:
         reason = "its outputs sum to 1, so it ends in a softmax"
     elif not (error <= (8 + np.sqrt(phi.shape[1])) * eps * terms).all():
         reason = f"its outputs differ from the logits of that layer by up to {error.max():.3g}"

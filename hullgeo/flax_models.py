@@ -53,7 +53,7 @@ def from_linen(
       images: a real batch `(n, *image)`, floating point; the first 64 are used for the check.
       head: path of the last layer, `"decoder/logits"` or `("decoder", "logits")`; the last
         `nn.Dense` that is executed if None.
-      arguments: more keyword arguments for the module's call, hashable; they override the above.
+      arguments: more keyword arguments for the module's call; they override the above.
 
     Returns:
       a `Classifier`. Where the head computes in a narrow type such as bfloat16, features and kernel
@@ -75,7 +75,6 @@ def from_linen(
     }
     module = module.clone(**switches) if switches else module
     model = _LinenModel(module, _call_arguments(type(module).__call__, arguments))
-    _check_hashable("module", model)
     executed: dict[str, Any] = {}
     others: dict[str, None] = {}
 
@@ -139,7 +138,7 @@ def from_nnx(
       images: a real batch `(n, *image)`, floating point; the first 64 are used for the check.
       head: path of the last layer, `"layers/3"` or `("layers", 3)`; the last `nnx.Linear` that is
         executed if None.
-      arguments: more keyword arguments for the model's call, hashable; they override the switches.
+      arguments: more keyword arguments for the model's call; they override the switches.
 
     Returns:
       a `Classifier`, as `from_linen` does.
@@ -164,7 +163,6 @@ def from_nnx(
             others.append(f"{type(layer).__name__} {path!r}")
     graph, state = nnx.split(copy)
     whole = _NNXModel(graph, _call_arguments(model.__call__, arguments))
-    _check_hashable("model", whole)
     executed: dict[str, Any] = {}
 
     def record(path, call, inputs, *args, **kwargs):
@@ -293,17 +291,6 @@ def _call_arguments(
     known = inspect.signature(call).parameters
     merged = {key: value for key, value in _EVALUATION.items() if key in known}
     return tuple((merged | dict(arguments or {})).items())
-
-
-def _check_hashable(name: str, model: Any) -> None:
-    """Compiled programs are kept by the model's structure."""
-    try:
-        hash(model)
-    except TypeError as error:
-        raise ValueError(
-            f"Expected {name} and arguments to be hashable apart from their parameters, got: "
-            f"{error}. Close over arrays by from_callables(features, head, images)."
-        ) from error
 
 
 @contextlib.contextmanager

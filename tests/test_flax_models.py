@@ -160,6 +160,28 @@ def test_equal_linen_models_share_a_compiled_program():
     assert len(traced) == 1
 
 
+class Masked(nn.Module):
+    """Unhashable: a list of layers, and an array as an argument."""
+
+    layers: object
+
+    @nn.compact
+    def __call__(self, x, mask):
+        for layer in self.layers:
+            x = layer(x * jnp.broadcast_to(mask, x.shape))
+        return x
+
+
+def test_unhashable_modules_and_arguments():
+    module = Masked([nn.Dense(4, name="first"), nn.Dense(3, name="last")])
+    flat = IMAGES.reshape(-1, 36)
+    mask = np.ones(1, np.float32) / 2
+    variables = module.init(KEYS, flat, mask)
+    classifier = from_linen(module, variables, flat, arguments={"mask": mask})
+    expected = module.apply(variables, flat, mask)
+    np.testing.assert_allclose(jax.jit(classifier)(flat), expected, rtol=1e-5, atol=1e-6)
+
+
 class Other(nn.Module):
     """Whatever comes after a body and a Dense layer."""
 
@@ -218,8 +240,6 @@ def test_linen_models_that_cannot_be_evaluated():
         from_linen(module, variables, IMAGES, head="missing", **options)
     with pytest.raises(ValueError, match=r"last linear layer 'body' returns, an array \(9, 5\)"):
         from_linen(module, variables, IMAGES, head="body", **options)
-    with pytest.raises(ValueError, match="module and arguments to be hashable"):
-        from_linen(module, variables, IMAGES, arguments={"is_learning": np.zeros(2)})
     with pytest.raises(ValueError, match=r"in evaluation mode, got: .*unexpected keyword"):
         from_linen(module, variables, IMAGES, arguments={"missing": 1})
     with pytest.raises(ValueError, match=r"in evaluation mode, got: Could not find parameter"):
