@@ -25,6 +25,9 @@ from jaxtyping import Array, Bool, Float, Int
 from hullgeo._numerics import HIGHEST
 
 
+_LEAST = 2.0**-126  # stands in for zero in a divisor
+
+
 class ActiveSet(NamedTuple):
     """Slots of a batch of queries; the first axis is the lane, one query each.
 
@@ -32,7 +35,7 @@ class ActiveSet(NamedTuple):
       index: vertex in each slot; meaningful where `used`.
       used: slots that hold a vertex.
       basic: slots of the basis, a part of `used`.
-      value: y, homogeneous weights; 0 off the basis.
+      value: y, homogeneous weights; off the basis 0 but for slots that are nearly dependent on it.
       table: T.
       rows: u, scaled; arbitrary but finite where not `used`.
     """
@@ -155,22 +158,32 @@ def solve(
     active: ActiveSet,
     start: Float[Array, "lanes slots"],
     live: Bool[Array, " lanes"],
+    constant: Float[Array, " lanes"],
     tolerance: Float[Array, " lanes"],
     max_sweeps: Any,
 ) -> tuple[ActiveSet, Int[Array, " lanes"]]:
     """Lawson and Hanson's method on the tableau, all lanes in lockstep.
 
-    A lane whose trial y is infeasible goes as far as it can and drops the slot that blocks; a
+    A lane whose trial y is infeasible goes as far as it can and drops the slot that blocks. A
     feasible one accepts it and lets the slot enter whose entry lowers the objective most
-    (cost^2 / pivot), until no reduced cost exceeds the tolerance. Stopping early, at `max_sweeps`,
-    leaves y feasible.
+    (cost^2 / pivot), until no reduced cost exceeds the tolerance. A slot whose pivot is tiny, such
+    as a copy of a vertex of the basis, may not enter: it *slides*, taking over weight until one of
+    the basis reaches 0 and leaves. Stopping early, at `max_sweeps`, leaves y feasible.
+
+    Args:
+      active: the slots, and `start` as `insert` returns it.
+      start: see `insert`.
+      live: lanes to be solved; the others stay as they are.
+      constant: c, which bounds the diagonal of H from below.
+      tolerance: reduced costs up to this count as zero.
+      max_sweeps: limit of moves.
 
     Returns:
-      the solved slots and the number of sweeps of each lane.
+      the solved slots and the number of moves of each lane.
     """
     slots = active.index.shape[1]
     order = jnp.arange(slots, dtype=jnp.int32)
-    diagonal_mask = jnp.eye(slots, dtype=bool)
+    tiny = constant * (2.0**-12 if active.rows.dtype == jnp.float32 else 2.0**-26)
 
     class Sweeping(NamedTuple):
         table: Array  # its diagonal is kept apart and written back once
@@ -186,46 +199,69 @@ def solve(
         return (state.sweep < max_sweeps) & jnp.any(state.live)
 
     def sweep(state: Sweeping) -> Sweeping:
-        value, trial, diagonal = state.value, state.trial, state.diagonal
-        blocked = state.basic & (trial <= 0)
-        ratio = jnp.where(blocked, value / (value - trial), jnp.inf)
+        value, trial, diagonal, basic = state.value, state.trial, state.diagonal, state.basic
+        blocked = basic & (trial <= 0)
+        ratio = jnp.where(blocked, value / jnp.maximum(value - trial, _LEAST), jnp.inf)
         least = jnp.min(ratio, axis=1)
         infeasible = least < jnp.inf
-        reach = jnp.where(infeasible, least, 1).astype(value.dtype)
+        reach = jnp.minimum(least, 1)
         moved = jnp.maximum(value + reach[:, None] * (trial - value), 0)
-        value = jnp.where(state.basic & state.live[:, None], moved, value)
-        enterable = active.used & ~state.basic & (trial > tolerance[:, None]) & (diagonal > 0)
-        gain = jnp.where(enterable, trial * trial / diagonal, -1)
+        value = jnp.where(basic & state.live[:, None], moved, value)
+        outside = active.used & ~basic
+        sound = diagonal > tiny[:, None]
+        gain = trial * trial / jnp.where(sound, diagonal, tiny[:, None])
+        # A slot that has slid and become independent enters before anything else.
+        gain = jnp.where(sound & (value > 0), jnp.inf, gain)
+        enters = outside & ((trial > tolerance[:, None]) | (sound & (value > 0)))
         # One merit for both moves: the smallest ratio leaves, else the largest gain enters.
-        merit = jnp.where(infeasible[:, None], -ratio, gain)
+        merit = jnp.where(infeasible[:, None], -ratio, jnp.where(enters, gain, -1))
         best = jnp.max(merit, axis=1)
         pivot = jnp.min(jnp.where(merit == best[:, None], order, slots - 1), axis=1)
         live = state.live & (infeasible | (best > 0))
         at = pivot[:, None]
         row = jnp.take_along_axis(state.table, at[:, :, None], axis=1)[:, 0]
-        divisor = jnp.take_along_axis(diagonal, at, axis=1)
-        change = jnp.take_along_axis(trial, at, axis=1) / divisor
-        divisor = jnp.where(live[:, None], divisor, 1)
-        change = jnp.where(live[:, None], change, 0)
         row = jnp.where(live[:, None], row, 0)
-        hit = (order == at) & live[:, None]
+        divisor = jnp.take_along_axis(diagonal, at, axis=1)
+        cost = jnp.take_along_axis(trial, at, axis=1)
+        slides = (live & ~infeasible)[:, None] & (divisor <= tiny[:, None])
+        here = order == at
+        limit = jnp.where(basic & (row > 0), value / jnp.maximum(row, _LEAST), jnp.inf)
+        slid = jnp.minimum(
+            jnp.min(limit, axis=1, keepdims=True), cost / jnp.maximum(divisor, _LEAST)
+        )
+        change = jnp.where(slides, slid, cost / jnp.where(divisor == 0, 1, divisor))
+        change = jnp.where(live[:, None] & (change < jnp.inf), change, 0)
+        divisor = jnp.where(live[:, None] & ~slides, divisor, 1)
+        hit = here & live[:, None] & ~slides
         sign = jnp.where(infeasible, -1, 1).astype(row.dtype)[:, None]
-        scaled = row / divisor
+        scaled = jnp.where(slides, 0, row / divisor)
         edge = sign * scaled
         table = jnp.where(
             hit[:, :, None],
             edge[:, None, :],
             jnp.where(
-                hit[:, None, :], edge[:, :, None],
+                hit[:, None, :],
+                edge[:, :, None],
                 state.table - row[:, :, None] * scaled[:, None, :],
             ),
-        )  # fmt: skip
+        )
+        entered = jnp.where(hit, sign * change + value, trial - row * change)
+        # Sliding: the pivot takes on `change`, the basis gives it, one of them all it has.
+        cost_left = jnp.maximum(cost - jnp.maximum(divisor, 0) * change, 0)
+        given = jnp.where(limit == jnp.min(limit, axis=1, keepdims=True), 0, trial - row * change)
+        after = jnp.where(basic, jnp.maximum(given, 0), trial - row * change)
+        after = jnp.where(here, cost_left, after)
+        value = jnp.where(
+            slides,
+            jnp.where(basic, after, jnp.where(here, value + change, value)),
+            jnp.where(hit & infeasible[:, None], 0, value),
+        )
         return Sweeping(
             table=table,
             diagonal=jnp.where(hit, -1 / divisor, diagonal - row * scaled),
-            basic=state.basic ^ hit,
-            value=jnp.where(hit & infeasible[:, None], 0, value),
-            trial=jnp.where(hit, sign * change, trial - row * change),
+            basic=basic ^ hit,
+            value=value,
+            trial=jnp.where(slides, after, entered),
             live=live,
             count=state.count + live,
             sweep=state.sweep + 1,
@@ -245,6 +281,5 @@ def solve(
             sweep=jnp.int32(0),
         ),
     )
-    table = jnp.where(diagonal_mask, end.diagonal[:, :, None], end.table)
-    solved = active._replace(table=table, basic=end.basic, value=end.value)
-    return solved, end.count
+    table = jnp.where(jnp.eye(slots, dtype=bool), end.diagonal[:, :, None], end.table)
+    return active._replace(table=table, basic=end.basic, value=end.value), end.count

@@ -156,7 +156,10 @@ def _finish_supports(
 ) -> HullProjection:
     with _numerics.float64():
         lanes = fully_corrective.start(oracle, queries, index.shape[1])
-        lanes = lanes._replace(active=lanes.active._replace(index=index, basic=used), steps=steps)
+        lanes = lanes._replace(
+            active=lanes.active._replace(index=index, value=used.astype(jnp.float32)),
+            steps=steps,
+        )
         return _finish(oracle, tolerances, lanes, slots=slots, dtype=dtype)
 
 

@@ -86,12 +86,12 @@ def widen(oracle: Oracle, lanes: Lanes, slots: int) -> Lanes:
     """The same supports in float64, with room to grow: the problem on the support solved anew."""
     extra = slots - lanes.active.index.shape[1]
     index = jnp.pad(lanes.active.index, ((0, 0), (0, extra)))
-    used = jnp.pad(lanes.active.basic, ((0, 0), (0, extra)))
+    used = jnp.pad(lanes.active.value > 0, ((0, 0), (0, extra)))
     live = (lanes.code != ENDED) & (lanes.code != BAD)
     rows = bracket.rows_of(oracle, lanes.query, index)
     active = active_set.from_rows(index, used, rows, lanes.constant)
     ones = used.astype(rows.dtype)
-    active, _ = active_set.solve(active, ones, live, 0 * lanes.constant, 4 * slots)
+    active, _ = active_set.solve(active, ones, live, lanes.constant, 0 * lanes.constant, 4 * slots)
     return lanes._replace(
         active=active,
         idle=lanes.idle & False,
@@ -180,7 +180,9 @@ def _step(
         tolerance = margin = _NOISE * size
     # Slots off the basis are given up unless they violate, or cannot be told from violating.
     # This precedes the pass, so that it bounds every vertex that is not in a slot.
-    keep = active.basic | (active.used & (score < (square + 2 * margin)[:, None]))
+    keep = (
+        active.basic | (active.value > 0) | (active.used & (score < (square + 2 * margin)[:, None]))
+    )
     active = active._replace(used=keep)
     masked = jnp.where(keep, active.index, jnp.int32(oracle.num_vertices))
     if sampling is None:
@@ -245,7 +247,7 @@ def _step(
     filled, trial = active_set.insert(scaled, slot, candidate, rows, residual, constant)
     floor = tolerance / total[:, 0]
     solved, sweeps = active_set.solve(
-        filled, trial, going, jnp.where(started, floor, 0), 2 * slots if exact else 16
+        filled, trial, going, constant, jnp.where(started, floor, 0), 2 * slots if exact else 16
     )
     # Twice without a change of the basis: once may have moved the weights, which the next pass
     # sees. While finishing, a vertex admitted only because it is inside the band is progress too.
