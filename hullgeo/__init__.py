@@ -18,10 +18,15 @@ from hullgeo.flax_models import from_nnx as from_nnx
 from hullgeo.flip import nearest_flip as nearest_flip
 from hullgeo.head import boundary_distance as boundary_distance
 from hullgeo.head import segment_classes as segment_classes
+from hullgeo.hull import half_squared_distance as half_squared_distance
+from hullgeo.hull import hull_distance as hull_distance
 from hullgeo.hull import membership as membership
 from hullgeo.hull import project_to_hull as project_to_hull
 from hullgeo.inversion import invert_features as invert_features
+from hullgeo.inversion import total_variation as total_variation
 from hullgeo.nearest import nearest_boundary_point as nearest_boundary_point
+from hullgeo.oracle import Hull as Hull
+from hullgeo.oracle import prepare_hull as prepare_hull
 from hullgeo.result import BoundaryDistance as BoundaryDistance
 from hullgeo.result import BoundaryPoint as BoundaryPoint
 from hullgeo.result import Crossing as Crossing

@@ -34,7 +34,8 @@ class CenteredHull(NamedTuple):
     Attributes:
       vertices: the caller's rows, `(vertices, dim)`, in their own type.
       rows: `vertices / scale - center` in float64, of order one.
-      center: a float64 vector near the middle of the scaled vertices.
+      center: the first scaled vertex. It has to be the same numbers wherever it is used, and a
+        compiler may contract a computed mean with the subtraction that follows it.
       scale: a power of two.
       radius: at least the norm of every exact row.
       flushed: at least the norm of what was flushed to zero in any row, scaled; mostly exactly 0.
@@ -71,7 +72,7 @@ def center_vertices(vertices: Float[Array, "vertices dim"]) -> CenteredHull:
     largest = jnp.max(jnp.abs(vertices)).astype(jnp.float64)
     scale = _power_of_two(largest)
     scaled = vertices.astype(jnp.float64) / scale
-    center = jnp.mean(scaled, axis=0)
+    center = scaled[0]
     rows = scaled - center[None]
     dim = vertices.shape[1]
     radius = jnp.max(norm(rows)) * (1 + _gamma(dim + 8))

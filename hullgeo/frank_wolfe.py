@@ -58,11 +58,11 @@ class Atom(NamedTuple):
     """One extreme point, as an oracle names it.
 
     Attributes:
-      index: identity of the atom, >= 0; the same index always means the same point.
+      key: identity of the atom; the same key always means the same point.
       point: its coordinates.
     """
 
-    index: Int[Array, ""]
+    key: Int[Array, ""]
     point: Float[Array, " dim"]
 
 
@@ -89,7 +89,7 @@ class State(NamedTuple):
       gradient: gradient there.
       vertex: the oracle's answer to that gradient.
       gap: Frank-Wolfe gap `<gradient, point - vertex>`.
-      index: identities of the atoms in the slots; a free slot has weight 0.
+      keys: identities of the atoms in the slots; a free slot has weight 0.
       atoms: coordinates of the atoms in the slots.
       weights: convex weights.
       num_steps: steps taken, one call of the oracle each.
@@ -101,7 +101,7 @@ class State(NamedTuple):
     gradient: Float[Array, " dim"]
     vertex: Atom
     gap: Float[Array, ""]
-    index: Int[Array, " slots"]
+    keys: Int[Array, " slots"]
     atoms: Float[Array, "slots dim"]
     weights: Float[Array, " slots"]
     num_steps: Int[Array, ""]
@@ -137,10 +137,10 @@ def init(problem: Problem, start: Atom, *, capacity: int) -> State:
     first = jnp.arange(capacity, dtype=jnp.int32) == 0
     return _at(
         problem,
-        index=jnp.where(first, start.index, 0 * start.index),
+        keys=jnp.where(first, start.key, 0 * start.key),
         atoms=jnp.where(first[:, None], start.point[None], 0 * start.point[None]),
         weights=jnp.where(first, 1 + 0 * start.point[0], 0 * start.point[0]),
-        num_steps=0 * start.index,
+        num_steps=0 * start.key,
     )
 
 
@@ -160,20 +160,20 @@ def step(problem: Problem, state: State, variant: str) -> State:
     """
     _check.one_of("variant", variant, VARIANTS)
     active = state.weights > 0
-    known = active & (state.index == state.vertex.index)
+    known = active & (state.keys == state.vertex.key)
     slots = jnp.where(jnp.any(known), known, ~active)
     toward = slots & (jnp.cumsum(slots, dtype=jnp.int32) == 1)
-    index = jnp.where(toward, state.vertex.index, state.index)
+    keys = jnp.where(toward, state.vertex.key, state.keys)
     atoms = jnp.where(toward[:, None], state.vertex.point[None], state.atoms)
 
     direction, longest = _direction(variant, state, toward)
     displacement = _numerics.product(direction, atoms)
-    descent = -jnp.vdot(state.gradient, displacement, precision=_numerics.HIGHEST)
+    descent = -_dot(state.gradient, displacement)
     if problem.smoothness is None:
         change = problem.gradient(state.point + displacement) - state.gradient
-        curvature = jnp.vdot(displacement, change, precision=_numerics.HIGHEST)
+        curvature = _dot(displacement, change)
     else:
-        curvature = problem.smoothness * jnp.vdot(displacement, displacement)
+        curvature = problem.smoothness * _dot(displacement, displacement)
     length = jnp.where(descent < curvature * longest, descent / curvature, longest)
     length = jnp.where(descent > 0, length, 0)
     weights = jnp.maximum(state.weights + length * direction, 0)
@@ -181,7 +181,7 @@ def step(problem: Problem, state: State, variant: str) -> State:
     weights = jnp.where(drop, 0, weights)
     weights = weights / jnp.sum(weights)
 
-    moved = _at(problem, index, atoms, weights, state.num_steps + 1)
+    moved = _at(problem, keys, atoms, weights, state.num_steps + 1)
     full = ~jnp.any(slots)
     kept = jax.tree.map(lambda new, old: jnp.where(full, old, new), moved, state)
     return kept._replace(full=full)
@@ -218,19 +218,25 @@ def minimize(
     return lax.while_loop(keep_going, lambda state: step(problem, state, variant), state)
 
 
-def _at(problem: Problem, index: Array, atoms: Array, weights: Array, num_steps: Array) -> State:
+def _at(problem: Problem, keys: Array, atoms: Array, weights: Array, num_steps: Array) -> State:
     """Everything that follows from the active set, one gradient and one call of the oracle."""
     point = _numerics.product(weights, atoms)
     gradient = problem.gradient(point)
     vertex = problem.oracle(gradient)
     difference = point - vertex.point
-    gap = jnp.vdot(gradient, difference, precision=_numerics.HIGHEST)
-    size = _numerics.norm(gradient) + _numerics.norm(point) + _numerics.norm(vertex.point)
-    noise = 4 * jnp.finfo(point.dtype).eps * size * _numerics.norm(difference)
+    gap = _dot(gradient, difference)
+    size = jnp.abs(gradient) + jnp.abs(point) + jnp.abs(vertex.point)
+    noise = (
+        4 * jnp.finfo(point.dtype).eps * jnp.sqrt(_dot(size, size) * _dot(difference, difference))
+    )
     return State(
-        point=point, gradient=gradient, vertex=vertex, gap=gap, index=index, atoms=atoms,
+        point=point, gradient=gradient, vertex=vertex, gap=gap, keys=keys, atoms=atoms,
         weights=weights, num_steps=num_steps, full=num_steps < 0, stalled=gap <= noise,
     )  # fmt: skip
+
+
+def _dot(left: Array, right: Array) -> Array:
+    return jnp.vdot(left, right, precision=_numerics.HIGHEST)
 
 
 def _direction(variant: str, state: State, toward: Array) -> tuple[Array, Array]:
@@ -259,7 +265,7 @@ def _direction(variant: str, state: State, toward: Array) -> tuple[Array, Array]
     if variant == "away":
         whole = weight(away)
         back = state.weights - unit(away), whole / jnp.where(whole < 1, 1 - whole, 1)
-        here = jnp.vdot(state.gradient, state.point, precision=_numerics.HIGHEST)
+        here = _dot(state.gradient, state.point)
         steeper = (value(away) - here > state.gap) & (whole < 1)
         return choose(steeper, back, forward)
     if variant == "pairwise":

@@ -3,8 +3,9 @@
     distance(q, V) = min |V' w - q|  over  w >= 0, sum w = 1.
 
 arXiv:2202.04052 asks where images lie relative to the convex hull of a training set; this module
-answers for pixels and features alike. `project_to_hull` finds the nearest point by a Frank-Wolfe
-method in float64, and `certificate.py` encloses the true distance between two proved bounds.
+answers for pixels and features alike. `project_to_hull` finds the nearest point by batched
+fully-corrective Frank-Wolfe (`fully_corrective.py`) or, for study, by a classic variant, and
+encloses the true distance between two proved bounds. `docs/hull.md` derives both.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from hullgeo import _check, _numerics, certificate, frank_wolfe
+from hullgeo import _check, _numerics, batching, certificate, frank_wolfe
+from hullgeo.bracket import Tolerances
+from hullgeo.oracle import Hull, prepare_hull
 from hullgeo.parallel import split_over_devices
 from hullgeo.result import HullProjection, Membership, Status
 
@@ -28,9 +31,9 @@ _CHUNK = 256
 
 def project_to_hull(
     queries: Float[Array | np.ndarray, "*batch dim"],
-    vertices: Float[Array | np.ndarray, "vertices dim"],
+    vertices: Float[Array | np.ndarray, "vertices dim"] | Hull,
     *,
-    variant: str = "blended_pairwise",
+    variant: str = "fully_corrective",
     rtol: float | Array = 1e-6,
     atol: float | Array = 0.0,
     max_steps: int | Array = 2000,
@@ -51,14 +54,17 @@ def project_to_hull(
 
     Args:
       queries: `(*batch, dim)`, any leading batch.
-      vertices: `(vertices, dim)`, one vertex a row, in the same units.
-      variant: a Frank-Wolfe variant: "blended_pairwise", "pairwise", "away" or "vanilla".
+      vertices: `(vertices, dim)`, one vertex a row, in the same units; or a `Hull` from
+        `prepare_hull`, where the same vertices are asked again.
+      variant: "fully_corrective", the engine: batched, the problem on the support solved exactly,
+        queries inside the hull proved to be so. For study, the classic Frank-Wolfe variants
+        "blended_pairwise", "pairwise", "away" and "vanilla": thousands of passes for its few.
       rtol: relative tolerance of the squared distance.
       atol: absolute tolerance of half the squared distance, in squared units.
       max_steps: limit of Frank-Wolfe steps, each one pass over all vertices.
-      capacity: slots for vertices of the support, at least two; by default as many as the distance
-        may need in general position, dim + 1, between 64 and 512. Outside jit, queries that need
-        more are run again with twice the slots.
+      capacity: slots for vertices of the support, at least two; by default enough for most queries.
+        Outside jit, queries that need more are given twice the slots; inside, a query inside the
+        hull needs dim + 1 for its proof.
       devices: devices over which the queries are split, the vertices being copied to each.
 
     Returns:
@@ -72,8 +78,10 @@ def project_to_hull(
     Source: the variants as in `hullgeo.frank_wolfe`; the bracket is the Frank-Wolfe gap's, see
     `hullgeo.certificate`.
     """
-    _check_arrays(queries, vertices)
-    _check.one_of("variant", variant, frank_wolfe.VARIANTS)
+    hull = vertices if isinstance(vertices, Hull) else None
+    vertices = hull.vertices if hull is not None else vertices
+    _check_arrays(queries, vertices, known_finite=hull is not None)
+    _check.one_of("variant", variant, ("fully_corrective", *frank_wolfe.VARIANTS))
     _check.nonnegative("rtol", rtol)
     _check.nonnegative("atol", atol)
     _check.at_least("max_steps", max_steps, 1)
@@ -89,13 +97,29 @@ def project_to_hull(
         options = _Options(_wide(rtol), _wide(atol), jnp.asarray(max_steps).astype(jnp.int32))
         if flat.shape[0] == 0:
             flat = jnp.zeros((1, dim), queries.dtype)
+        size = int(np.prod(batch, dtype=int))
+
+        def cut(answer: HullProjection) -> HullProjection:
+            return jax.tree.map(
+                lambda array: array[:size].reshape(*batch, *array.shape[1:]), answer
+            )
+
+        if variant == "fully_corrective":
+            answer = batching.project(
+                hull if hull is not None else prepare_hull(vertices),
+                Tolerances(options.rtol, options.atol, options.max_steps),
+                flat,
+                capacity=capacity,
+                dtype=jnp.promote_types(flat.dtype, vertices.dtype),
+                devices=_device_tuple(devices),
+            )
+            return cut(answer)
         answer = _run(vertices, options, flat, variant, slots, devices)
         if _check.is_concrete(answer.status):
             while slots <= num_vertices and np.any(answer.status == Status.CAPACITY):
                 slots = min(2 * slots, num_vertices + 1)
                 answer = _run_again(answer, vertices, options, variant, slots, devices)
-        size = int(np.prod(batch, dtype=int))
-        return jax.tree.map(lambda array: array[:size].reshape(*batch, *array.shape[1:]), answer)
+        return cut(answer)
 
 
 def membership(projection: HullProjection, *, atol: float | Array = 0.0) -> Int[Array, "*batch"]:
@@ -122,6 +146,67 @@ def membership(projection: HullProjection, *, atol: float | Array = 0.0) -> Int[
         return jnp.where(inside, jnp.int32(Membership.INSIDE), verdict)
 
 
+def half_squared_distance(
+    queries: Float[Array | np.ndarray, "*batch dim"],
+    vertices: Float[Array | np.ndarray, "vertices dim"],
+    **options: Any,
+) -> Float[Array, "*batch"]:
+    """Half the squared distance to a convex hull, differentiable in queries and vertices.
+
+    With the nearest point x = sum w_i v_i, the envelope theorem gives the derivatives
+
+        d/dq = q - x,    d/dv_i = w_i (x - q),
+
+    which are continuous everywhere, inside the hull included. First derivatives only: a second
+    derivative, which would need the change of the support, silently comes out wrong. The error of
+    a derivative is about the square root of the gap.
+
+    Args:
+      queries: `(*batch, dim)`, any leading batch.
+      vertices: `(vertices, dim)`, one vertex a row, in the same units.
+      **options: those of `project_to_hull`.
+
+    Returns:
+      `distance**2 / 2` in squared units, never below the true one. Where a query is not finite it
+      is NaN, with derivatives 0.
+
+    Raises:
+      ValueError: as `project_to_hull`.
+
+    Source: J. Danskin, "The theory of max-min, with applications", SIAM J. Appl. Math. 14, 1966.
+    """
+    return _by_envelope(lambda distance: distance * distance / 2, queries, vertices, options)
+
+
+def hull_distance(
+    queries: Float[Array | np.ndarray, "*batch dim"],
+    vertices: Float[Array | np.ndarray, "vertices dim"],
+    **options: Any,
+) -> Float[Array, "*batch"]:
+    """The distance to a convex hull, differentiable in queries and vertices outside the hull.
+
+    With the nearest point x = sum w_i v_i and the unit vector n = (q - x) / |q - x|, the envelope
+    theorem gives d/dq = n and d/dv_i = -w_i n. First derivatives only, as for
+    `half_squared_distance`. Inside the hull the computed q - x is rounding noise and so is its
+    direction, although it still has length 1: use `half_squared_distance` where that can happen.
+
+    Args:
+      queries: `(*batch, dim)`, any leading batch.
+      vertices: `(vertices, dim)`, one vertex a row, in the same units.
+      **options: those of `project_to_hull`.
+
+    Returns:
+      `distance` of the projection, never below the true one. Where it is exactly 0 the derivatives
+      are 0; where a query is not finite it is NaN, with derivatives 0.
+
+    Raises:
+      ValueError: as `project_to_hull`.
+
+    Source: as `half_squared_distance`.
+    """
+    return _by_envelope(lambda distance: distance, queries, vertices, options)
+
+
 class _Options(NamedTuple):
     """Numbers that are traced, so that sweeping them does not compile again."""
 
@@ -134,7 +219,40 @@ def _wide(number: Any) -> Array:
     return jnp.asarray(number).astype(jnp.float64)
 
 
-def _check_arrays(queries: Any, vertices: Any) -> None:
+def _by_envelope(
+    function: Callable[[Array], Array], queries: Any, vertices: Any, options: dict[str, Any]
+) -> Array:
+    """`function` of the distance, with the derivatives that the fixed weights give."""
+    with _numerics.float64():
+        queries, vertices = jnp.asarray(queries), jnp.asarray(vertices)
+        answer = project_to_hull(lax.stop_gradient(queries), lax.stop_gradient(vertices), **options)
+        dim, dtype = queries.shape[-1], answer.point.dtype
+        known = (answer.status != Status.NONFINITE)[..., None]
+        wide = vertices.astype(dtype)
+
+        def lane(inputs: tuple[Array, ...]) -> Array:
+            weights, support, query = inputs
+            value = function(
+                _numerics.norm(_numerics.product(weights, wide[support] - query[None]))
+            )
+            return value - lax.stop_gradient(value)
+
+        inputs = (
+            jnp.where(known, answer.weights, 0).reshape(-1, answer.weights.shape[-1]),
+            answer.support.reshape(-1, answer.weights.shape[-1]),
+            jnp.where(known, queries, 0).astype(dtype).reshape(-1, dim),
+        )
+        zero = lax.map(lane, inputs, batch_size=_CHUNK).reshape(queries.shape[:-1])
+        return function(answer.distance) + zero
+
+
+def _device_tuple(devices: Any) -> tuple[Any, ...] | None:
+    if devices is not None and not tuple(devices):
+        _check.fail("devices", devices, "to hold at least one device", "None uses the default one.")
+    return None if devices is None else tuple(devices)
+
+
+def _check_arrays(queries: Any, vertices: Any, *, known_finite: bool = False) -> None:
     _check.floating("queries", queries)
     _check.floating("vertices", vertices)
     _check.shape("vertices", vertices, (None, None), "(vertices, dim) with at least one vertex")
@@ -143,7 +261,7 @@ def _check_arrays(queries: Any, vertices: Any) -> None:
         _check.fail(
             "queries.shape", queries.shape, f"to end in dim={vertices.shape[1]} as in vertices"
         )
-    if _check.is_concrete(vertices):
+    if not known_finite and _check.is_concrete(vertices):
         with _numerics.float64(), jax.ensure_compile_time_eval():
             finite = bool(_all_finite(jnp.asarray(vertices)))
         if not finite:
@@ -159,11 +277,9 @@ def _run(
     vertices: Array, options: _Options, queries: Array, variant: str, capacity: int, devices: Any
 ) -> HullProjection:
     """All queries `(batch, dim)` in chunks, on one device or on several."""
+    devices = _device_tuple(devices)
     if devices is None:
         return _jitted(variant, capacity)((vertices, options), queries)
-    devices = tuple(devices)
-    if not devices:
-        _check.fail("devices", devices, "to hold at least one device", "None uses the default one.")
     return split_over_devices(_solver(variant, capacity), (vertices, options), queries, devices)
 
 
@@ -175,12 +291,18 @@ def _run_again(
     rows = np.flatnonzero(np.asarray(answer.status) == Status.CAPACITY).astype(np.int32)
     padded = np.resize(rows, 1 << (len(rows) - 1).bit_length())
     again = _run(vertices, options, answer.query[padded], variant, capacity, devices)
-    extra = capacity - answer.support.shape[1]
+    return _replace_rows(answer, again, padded)
+
+
+@jax.jit
+def _replace_rows(answer: HullProjection, again: HullProjection, rows: Array) -> HullProjection:
+    """Rows of an answer replaced by others with more slots."""
+    extra = again.support.shape[1] - answer.support.shape[1]
     wide = answer._replace(
         support=jnp.pad(answer.support, ((0, 0), (0, extra)), mode="edge"),
         weights=jnp.pad(answer.weights, ((0, 0), (0, extra))),
     )
-    return jax.tree.map(lambda old, new: old.at[padded].set(new), wide, again)
+    return jax.tree.map(lambda old, new: old.at[rows].set(new), wide, again)
 
 
 @lru_cache(maxsize=128)
@@ -202,9 +324,13 @@ def _solve(
     with _numerics.float64():
         hull = certificate.center_vertices(vertices)
         half_squares = 0.5 * jnp.sum(hull.rows**2, axis=1)
-        lane = partial(_solve_one, hull, half_squares, options, variant, capacity)
-        chunk = max(1, min(_CHUNK, _SCORES // vertices.shape[0]))
-        return lax.map(lane, queries, batch_size=min(chunk, queries.shape[0]))
+        lanes = jax.vmap(partial(_solve_one, hull, half_squares, options, variant, capacity))
+        batch, dim = queries.shape
+        chunks = -(-batch // max(1, min(_CHUNK, _SCORES // vertices.shape[0])))
+        size = -(-batch // chunks)
+        padded = jnp.pad(queries, ((0, chunks * size - batch), (0, 0)), mode="edge")
+        answer = lax.map(lanes, padded.reshape(chunks, size, dim))
+        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:batch], answer)
 
 
 def _solve_one(
@@ -236,8 +362,8 @@ def _solve_one(
     state = frank_wolfe.minimize(
         problem, start, variant=variant, unfinished=unfinished, max_steps=options.max_steps
     )
-    heaviest = state.index[_numerics.argmin(-state.weights)]
-    support = jnp.where(state.weights > 0, state.index, heaviest)
+    heaviest = state.keys[_numerics.argmin(-state.weights)]
+    support = jnp.where(state.weights > 0, state.keys, heaviest)
     proof = certificate.certify(hull, query, support, state.weights, dtype)
 
     upper, lower = proof.distance / hull.scale, proof.lower / hull.scale
@@ -245,7 +371,7 @@ def _solve_one(
     converged = width <= atol + options.rtol * upper**2 / 2
     distance = _numerics.round_up(proof.distance, dtype)
     lower_bound = _numerics.round_down(proof.lower, dtype)
-    finite = jnp.all(jnp.isfinite(query)) & jnp.isfinite(distance)
+    finite = jnp.all(jnp.isfinite(query)) & jnp.isfinite(distance) & jnp.isfinite(lower_bound)
     status = jnp.where(
         ~finite, jnp.int32(Status.NONFINITE),
         jnp.where(converged, jnp.int32(Status.CONVERGED),

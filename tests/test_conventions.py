@@ -121,6 +121,22 @@ CASES: dict[str, Case] = {
         rtol=(1e-3, 1e-5),
         wide=False,
     ),
+    "half_squared_distance": Case(
+        hull_inputs,
+        lambda queries, vertices, **options: hullgeo.half_squared_distance(
+            queries, vertices, **options
+        ),
+        options=({}, {"rtol": 1e-4}, {"atol": 1e-5, "max_steps": 100}),
+        rtol=(2e-6, 1e-6),
+        nan_status=None,
+    ),
+    "hull_distance": Case(
+        hull_inputs,
+        lambda queries, vertices, **options: hullgeo.hull_distance(queries, vertices, **options),
+        options=({}, {"rtol": 1e-4}, {"atol": 1e-5, "max_steps": 100}),
+        rtol=(2e-6, 1e-6),
+        nan_status=None,
+    ),
     "invert_features": Case(
         inversion_inputs,
         lambda rows, network, **options: hullgeo.invert_features(
