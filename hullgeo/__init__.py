@@ -5,6 +5,7 @@ there on it is linear. hullgeo studies that feature space for any model, in batc
 answer carries a certificate. The README shows the use; `docs/design.md` the layers.
 """
 
+from hullgeo.ambiguous import ambiguous_image as ambiguous_image
 from hullgeo.analysis import Analysis as Analysis
 from hullgeo.analysis import analyze as analyze
 from hullgeo.crossing import find_crossing as find_crossing
@@ -24,9 +25,11 @@ from hullgeo.hull import membership as membership
 from hullgeo.hull import project_to_hull as project_to_hull
 from hullgeo.inversion import invert_features as invert_features
 from hullgeo.inversion import total_variation as total_variation
+from hullgeo.morph import morph as morph
 from hullgeo.nearest import nearest_boundary_point as nearest_boundary_point
 from hullgeo.oracle import Hull as Hull
 from hullgeo.oracle import prepare_hull as prepare_hull
+from hullgeo.result import AmbiguousImage as AmbiguousImage
 from hullgeo.result import BoundaryDistance as BoundaryDistance
 from hullgeo.result import BoundaryPoint as BoundaryPoint
 from hullgeo.result import Crossing as Crossing
@@ -35,6 +38,7 @@ from hullgeo.result import Flip as Flip
 from hullgeo.result import HullProjection as HullProjection
 from hullgeo.result import Inversion as Inversion
 from hullgeo.result import Membership as Membership
+from hullgeo.result import Morph as Morph
 from hullgeo.result import Proof as Proof
 from hullgeo.result import SegmentClasses as SegmentClasses
 from hullgeo.result import SegmentPath as SegmentPath

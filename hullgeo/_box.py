@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from hullgeo import _check, _numerics
+from hullgeo.features import Classifier
 
 _STEP_LENGTHS = (1.0, 0.5, 0.2, 0.05, 0.005)
 
@@ -101,3 +102,21 @@ def checked_bounds(bounds: Any, image_shape: tuple[int, ...], dtype: Any) -> tup
     if _check.is_concrete(lower) and _check.is_concrete(upper) and not bool((lower < upper).all()):
         _check.fail("bounds", bounds, "to have lower < upper everywhere")
     return lower, upper
+
+
+def checked_images(classifier: Any, images: Any) -> tuple[Array, tuple[int, ...], int]:
+    """Images, their leading batch, and the number of classes."""
+    images = images if hasattr(images, "dtype") else jnp.asarray(images)
+    _check.floating("images", images)
+    if isinstance(classifier, Classifier):
+        _check.rank_at_least("images", images, 1, "(*batch, *image)")
+        logits = jax.eval_shape(classifier, images)
+        batch = logits.shape[:-1]
+    else:
+        _check.rank_at_least("images", images, 3, "(*batch, height, width, channels)")
+        batch = images.shape[:-3]
+        flat = jax.ShapeDtypeStruct((1, *images.shape[-3:]), images.dtype)
+        logits = jax.eval_shape(classifier, flat)
+    if 0 in images.shape:
+        _check.fail("images.shape", images.shape, "to hold at least one image")
+    return jnp.asarray(images), batch, logits.shape[-1]

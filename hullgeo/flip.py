@@ -21,7 +21,6 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from hullgeo import _box, _check, _flip_search, _numerics
-from hullgeo.features import Classifier
 from hullgeo.result import Flip, Status
 
 _MAX_CANDIDATES = 10  # classes whose linearised distance is computed
@@ -74,7 +73,7 @@ def nearest_flip(
     Raises:
       ValueError: for shapes, types, classes or options that do not fit.
     """
-    images, batch, num_classes = _checked_images(classifier, images)
+    images, batch, num_classes = _box.checked_images(classifier, images)
     shape = images.shape[len(batch) :]
     size = math.prod(batch)
     lower, upper = _box.checked_bounds(bounds, shape, images.dtype)
@@ -223,24 +222,6 @@ def _descend_lanes(evaluate, problem, nearest, begin, key, num_steps, num_starts
         return jnp.take_along_axis(array, index, axis=1)[:, 0]
 
     return jax.tree.map(pick, per_row)._replace(sloped=per_row.sloped.any(1))
-
-
-def _checked_images(classifier: Any, images: Any) -> tuple[Array, tuple[int, ...], int]:
-    """Images, their leading batch, and the number of classes."""
-    images = images if hasattr(images, "dtype") else jnp.asarray(images)
-    _check.floating("images", images)
-    if isinstance(classifier, Classifier):
-        _check.rank_at_least("images", images, 1, "(*batch, *image)")
-        logits = jax.eval_shape(classifier, images)
-        batch = logits.shape[:-1]
-    else:
-        _check.rank_at_least("images", images, 3, "(*batch, height, width, channels)")
-        batch = images.shape[:-3]
-        flat = jax.ShapeDtypeStruct((1, *images.shape[-3:]), images.dtype)
-        logits = jax.eval_shape(classifier, flat)
-    if 0 in images.shape:
-        _check.fail("images.shape", images.shape, "to hold at least one image")
-    return jnp.asarray(images), batch, logits.shape[-1]
 
 
 def _checked_classes(name: str, classes: Any, batch: tuple[int, ...], num_classes: int) -> Any:

@@ -270,8 +270,13 @@ class Inversion(NamedTuple):
       residual: `|features - target| / |target|`.
       pixel_distance: Euclidean distance to the starting image.
       active: share of pixel values exactly at a bound.
+      stationarity: norm of the gradient of `|phi - t|^2 / 2` on the pixels free to follow it,
+        relative to `|J| |phi - t|`; NaN where no Jacobian was computed.
+      num_blocked: features of `image` that are positive although the target asks for exactly 0.
       num_gradients: gradients (or vector-Jacobian products) spent per image.
-      status: a `Status` per image.
+      status: a `Status` per image: `CONVERGED` where the residual is at most rtol; `NO_GRADIENT`
+        where the features cannot move nearer to the target from here (`stationarity` is the
+        evidence); `STALLED` where no step helped; `STEP_LIMIT`; `NONFINITE`.
     """
 
     image: Float[Array, "*batch height width channels"]
@@ -279,6 +284,8 @@ class Inversion(NamedTuple):
     residual: Float[Array, "*batch"]
     pixel_distance: Float[Array, "*batch"]
     active: Float[Array, "*batch"]
+    stationarity: Float[Array, "*batch"]
+    num_blocked: Int[Array, "*batch"]
     num_gradients: Int[Array, "*batch"]
     status: Int[Array, "*batch"]
 
@@ -322,6 +329,58 @@ class Flip(NamedTuple):
     kkt_residual: Float[Array, "*batch"]
     num_gradients: Int[Array, "*batch"]
     num_evaluations: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+
+class Morph(NamedTuple):
+    """Images from one to another, and what the network makes of each.
+
+    Attributes:
+      images: `(*batch, num_frames, *image)`, within the bounds.
+      features: `(*batch, num_frames, dim)`.
+      targets: points of the path in feature space, likewise.
+      residual: `|features - targets| / |targets|`, `(*batch, num_frames)`; how far a pixel blend
+        leaves the segment between the features, or how well a frame was inverted.
+      labels: class of each frame.
+      margin: largest logit minus the second.
+      crossings: a `Crossing` between each frame and the next, `(*batch, num_frames - 1)`; its
+        status is `NO_CROSSING` where both have the same class.
+      num_gradients: vector-Jacobian products spent per frame.
+      status: a `Status` per frame: `STEP_LIMIT` where the target was not reached.
+    """
+
+    images: Float[Array, "*batch frames height width channels"]
+    features: Float[Array, "*batch frames dim"]
+    targets: Float[Array, "*batch frames dim"]
+    residual: Float[Array, "*batch frames"]
+    labels: Int[Array, "*batch frames"]
+    margin: Float[Array, "*batch frames"]
+    crossings: Crossing
+    num_gradients: Int[Array, "*batch frames"]
+    status: Int[Array, "*batch frames"]
+
+
+class AmbiguousImage(NamedTuple):
+    """Images at which chosen classes tie.
+
+    Attributes:
+      image: image within the bounds, `(*batch, *image)`.
+      distance: Euclidean distance from the image asked about, an upper bound of the distance to
+        the nearest such image where the status is `CONVERGED`.
+      logits: logits of `image`, `(*batch, num_classes)`.
+      tie_gap: largest minus smallest logit among the chosen classes.
+      residual: norm of the differences of the chosen logits together with the excess of the others
+        over their mean; at most atol where the status is `CONVERGED`.
+      num_gradients: vector-Jacobian products spent per image.
+      status: a `Status` per image.
+    """
+
+    image: Float[Array, "*batch height width channels"]
+    distance: Float[Array, "*batch"]
+    logits: Float[Array, "*batch num_classes"]
+    tie_gap: Float[Array, "*batch"]
+    residual: Float[Array, "*batch"]
+    num_gradients: Int[Array, "*batch"]
     status: Int[Array, "*batch"]
 
 
