@@ -182,7 +182,7 @@ def solve(
       the solved slots and the number of moves of each lane.
     """
     slots = active.index.shape[1]
-    order = jnp.arange(slots, dtype=jnp.int32)
+    order = jnp.arange(slots, dtype=jnp.int32)[None, :]
     tiny = constant * (2.0**-12 if active.rows.dtype == jnp.float32 else 2.0**-26)
 
     class Sweeping(NamedTuple):
@@ -263,7 +263,7 @@ def solve(
             value=value,
             trial=jnp.where(slides, after, entered),
             live=live,
-            count=state.count + live,
+            count=state.count + live.astype(jnp.int32),
             sweep=state.sweep + 1,
         )
 
@@ -281,5 +281,5 @@ def solve(
             sweep=jnp.int32(0),
         ),
     )
-    table = jnp.where(jnp.eye(slots, dtype=bool), end.diagonal[:, :, None], end.table)
+    table = jnp.where(jnp.eye(slots, dtype=bool)[None], end.diagonal[:, :, None], end.table)
     return active._replace(table=table, basic=end.basic, value=end.value), end.count

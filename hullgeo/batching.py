@@ -6,7 +6,7 @@ queries left undecided are finished together, with more slots where they need th
 compiled per bucket (lanes, slots), never per number of queries.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,16 +15,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from hullgeo import _numerics, bracket, fully_corrective
+from hullgeo import _check, _numerics, bracket, fully_corrective
 from hullgeo.bracket import ACTIVE, BAD, ENDED, Lanes, Tolerances
 from hullgeo.oracle import Oracle
+from hullgeo.parallel import split_over_devices
 from hullgeo.result import HullProjection, Status
 
 _ROW_BYTES = 2**23  # float32 rows of a batch's slots: they should stay in cache
 _LANES = (1, 8, 32, 128)
 
 
-def default_slots(num_vertices: int, dim: int) -> int:
+def default_slots(num_vertices: int) -> int:
     """Slots that nearly all queries outside the hull need: supports are small."""
     slots = 32 if num_vertices <= 2048 else 48
     return min(slots, max(2, num_vertices))
@@ -41,6 +42,40 @@ def num_lanes(queries: int, slots: int, dim: int) -> int:
     most = max(8, _ROW_BYTES // (4 * slots * dim))
     fitting = [lanes for lanes in _LANES if lanes <= most]
     return next((lanes for lanes in fitting if lanes >= queries), fitting[-1])
+
+
+def project(
+    oracle: Oracle,
+    tolerances: Tolerances,
+    queries: Float[Array, "queries dim"],
+    *,
+    capacity: int | None,
+    dtype: jnp.dtype,
+    devices: tuple[Any, ...] | None,
+) -> HullProjection:
+    """Choose the form: from the host where values are known, else one traced program."""
+    number, dim = oracle.num_vertices, queries.shape[1]
+    slots = min(capacity or default_slots(number), number + 1)
+    leaves = jax.tree.leaves((oracle, tolerances, queries))
+    if devices is None and all(map(_check.is_concrete, leaves)):
+        with _numerics.float64():
+            answer = project_on_host(oracle, tolerances, queries, slots=slots, dtype=dtype)
+            return jax.tree.map(jnp.asarray, answer)
+    last_slots = slots if capacity else finishing_slots(number, dim, slots)
+    solve = _traced(slots, last_slots, dtype)
+    if devices is None:
+        return solve((oracle, tolerances), queries)
+    return split_over_devices(solve, (oracle, tolerances), queries, devices)
+
+
+@lru_cache(maxsize=64)
+def _traced(slots: int, last_slots: int, dtype: jnp.dtype) -> Any:
+    """One function per static choice, so that pmap finds its compiled program."""
+
+    def solve(shared: tuple[Oracle, Tolerances], queries: Array) -> HullProjection:
+        return project_traced(*shared, queries, slots=slots, last_slots=last_slots, dtype=dtype)
+
+    return jax.jit(solve)
 
 
 def project_traced(

@@ -274,7 +274,7 @@ def _step(
         lower=frozen(lanes.lower, lower, live),
         square=frozen(lanes.square, square.astype(jnp.float64), live),
         idle=frozen(lanes.idle, idle, live),
-        steps=lanes.steps + live,
+        steps=lanes.steps + live.astype(jnp.int32),
         code=code.astype(jnp.int32),
     )
 
@@ -305,7 +305,7 @@ def _assign(
     place = jnp.where(taken, jnp.int32(count), place)
     slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), taken.shape)
     free = (nobody + jnp.full((1, count), slots, jnp.int32)).at[lane, place].set(slot, mode="drop")
-    column = jnp.arange(count, dtype=jnp.int32)
+    column = jnp.arange(count, dtype=jnp.int32)[None, :]
     chosen = column < number[:, None]
     admitted = chosen & (free < slots)
     return (

@@ -20,7 +20,7 @@ Anything with the three methods of `Oracle` serves the engine of `fully_correcti
 shards, blocks from disk.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class Screened(NamedTuple):
     index: Int[Array, "lanes classes"]
 
 
+@runtime_checkable
 class Oracle(Protocol):
     """What the engine needs to know of the vertices; any pytree with these members will do."""
 
