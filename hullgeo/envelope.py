@@ -167,27 +167,38 @@ def _slopes(pieces, before, after):
 
 
 def _dips(pieces, lower, upper):
-    left, right = (gap.min(axis=1) for gap in pieces.rivals())
-    node = np.concatenate([left[:1], np.minimum(right[:-1], left[1:]), right[-1:]])
-    return dips(np.concatenate([pieces.begin, pieces.end[-1:]]), node, lower, upper)
+    """`dips` at the ends of the pieces, between which the margin is concave."""
+    left, right = pieces.rivals()
+    with np.errstate(invalid="ignore"):
+        slope = np.where(np.isinf(left), np.inf, right - left)
+    first, last = left.min(axis=1), right.min(axis=1)
+    rises = np.where(left == first[:, None], slope, np.inf).min(axis=1) >= 0
+    falls = np.where((right == last[:, None]) & (slope < np.inf), slope, -np.inf).max(axis=1) <= 0
+    node = np.concatenate([first[:1], np.minimum(last[:-1], first[1:]), last[-1:]])
+    dip = np.concatenate([rises[:1], falls[:-1] & rises[1:], falls[-1:]])
+    return dips(np.concatenate([pieces.begin, pieces.end[-1:]]), node, dip, lower, upper)
 
 
 def dips(
-    position: np.ndarray, margin: np.ndarray, lower: np.ndarray, upper: np.ndarray
+    position: np.ndarray,
+    margin: np.ndarray,
+    is_dip: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
 ) -> np.ndarray:
-    """The smallest local minimum of a margin, given at nodes, between crossings.
+    """The smallest local minimum of a margin between crossings.
 
     Args:
-      position: of the nodes, ascending.
-      margin: at the nodes, 0 at crossings.
+      position: ascending.
+      margin: there.
+      is_dip: whether it has a local minimum there.
       lower: where the crossings begin, ascending.
       upper: where they end.
 
     Returns:
       one number per class, infinite where the margin has no local minimum.
     """
-    around = np.concatenate([[np.inf], margin, [np.inf]])
-    dip = np.where((margin <= around[:-2]) & (margin <= around[2:]), margin, np.inf)
+    lowest = np.where(is_dip, margin, np.inf)
     first = np.searchsorted(position, np.concatenate([[-np.inf], upper]))
     last = np.searchsorted(position, np.concatenate([lower, [np.inf]]), side="right")
-    return np.asarray([dip[a:b].min(initial=np.inf) for a, b in zip(first, last, strict=True)])
+    return np.asarray([lowest[a:b].min(initial=np.inf) for a, b in zip(first, last, strict=True)])

@@ -321,6 +321,7 @@ MOVES = frozenset(
         "slice",
         "split",
         "squeeze",
+        "stop_gradient",
         "transpose",
     ]
 )
@@ -387,40 +388,35 @@ def _retyped(param, dtype):
 
 
 def _wide_convolution(images, kernel, params):
-    """float64 convolution as matrix products: XLA's own is naive on CPUs."""
+    """float64 convolution by one matrix product, since XLA's own is naive on CPUs.
+
+    The product takes the windows along all spatial axes but the first, and makes the terms of all
+    positions along the first, which are then shifted and added: fewer copies than full windows.
+    """
     plain = (
         params["feature_group_count"] == params["batch_group_count"] == 1
         and set(params["lhs_dilation"]) <= {1}
         and set(params["rhs_dilation"]) <= {1}
+        and images.ndim > 2
     )
     if not plain:
         return lax.conv_general_dilated_p.bind(images, kernel, **params)
     lhs, rhs, out = params["dimension_numbers"]
-    spatial = len(lhs) - 2
     images = jnp.transpose(images, (lhs[0], *lhs[2:], lhs[1]))
     kernel = jnp.transpose(kernel, (*rhs[2:], rhs[1], rhs[0]))
-    strides = params["window_strides"]
-    no_padding = [(0, 0, 0)]
-    padding = no_padding + [(low, high, 0) for low, high in params["padding"]] + no_padding
-    images = lax.pad(images, jnp.zeros((), images.dtype), padding)
-    sizes = [
-        (size - width) // stride + 1
+    sides = [(0, 0, 0), *((low, high, 0) for low, high in params["padding"]), (0, 0, 0)]
+    images = lax.pad(images, jnp.zeros((), images.dtype), sides)
+    *widths, channels, filters = kernel.shape
+    spans = [
+        [slice(k, size - width + k + 1, stride) for k in range(width)]
         for size, width, stride in zip(
-            images.shape[1:-1], kernel.shape[:spatial], strides, strict=True
+            images.shape[1:-1], widths, params["window_strides"], strict=True
         )
     ]
-    columns = [
-        images[
-            :,
-            *(
-                slice(begin, begin + (size - 1) * stride + 1, stride)
-                for begin, size, stride in zip(offset, sizes, strides, strict=True)
-            ),
-        ]
-        for offset in itertools.product(*map(range, kernel.shape[:spatial]))
-    ]
-    patches = jnp.concatenate(columns, -1)
-    flat = kernel.reshape(-1, kernel.shape[-1])
-    result = jnp.matmul(patches, flat, precision=lax.Precision.HIGHEST)
-    order = np.argsort((out[0], *out[2:], out[1])).tolist()
-    return jnp.transpose(result, order)
+    windows = [images[:, :, *place] for place in itertools.product(*spans[1:])]
+    size = len(windows) * channels
+    flat = jnp.moveaxis(kernel.reshape(widths[0], size, filters), 0, 1).reshape(size, -1)
+    terms = jnp.matmul(jnp.concatenate(windows, -1), flat, precision=lax.Precision.HIGHEST)
+    terms = terms.reshape(*terms.shape[:-1], widths[0], filters)
+    result = sum(terms[:, span, ..., number, :] for number, span in enumerate(spans[0]))
+    return jnp.transpose(jnp.asarray(result), np.argsort((out[0], *out[2:], out[1])).tolist())

@@ -208,7 +208,7 @@ class SegmentTrace(NamedTuple):
     """The classes along segments of images, and how they are known.
 
     Guarantee: with `proof` UP_TO_ROUNDING or RIGOROUS and status CONVERGED, the classes at all
-    positions outside the intervals (`lower`, `upper`) are those stated, and one change lies in each,
+    positions outside the intervals (`lower`, `upper`) are those stated, and each holds one change,
     for the network in real arithmetic with the parameters as stored. With SAMPLED, the classes at
     `lower` and `upper` are those of the caller's function, and between samples nothing is claimed.
 
@@ -259,6 +259,53 @@ class SegmentPath(NamedTuple):
     slack: Float[Array, ""]
     proof: Int[Array, ""]
     status: Int[Array, ""]
+
+
+class PlaneCells(NamedTuple):
+    """The exact class cells of a linear head on a plane through feature space.
+
+    Attributes:
+      origin: a point of the plane, `(dim,)`.
+      axes: two orthonormal directions, `(2, dim)`.
+      corners: coordinates of the three points passed, `(3, 2)`.
+      view: lower and upper corner of the square shown, `(2, 2)`.
+      vertices: vertices of all polygons, counter-clockwise, one polygon after the other, `(m, 2)`.
+      starts: index of each polygon's first vertex, and, last, m, `(polygons + 1,)`.
+      classes: class of each polygon, `(polygons,)`.
+    """
+
+    origin: Float[np.ndarray, "dim"]
+    axes: Float[np.ndarray, "2 dim"]
+    corners: Float[np.ndarray, "3 2"]
+    view: Float[np.ndarray, "2 2"]
+    vertices: Float[np.ndarray, "vertices 2"]
+    starts: Int[np.ndarray, "ends"]
+    classes: Int[np.ndarray, "polygons"]
+
+
+class PlaneClasses(NamedTuple):
+    """The classes on a plane through three images, on a grid refined along the boundaries.
+
+    Attributes:
+      origin: a point of the plane, an image.
+      axes: two orthonormal directions, `(2, *image)`.
+      corners: coordinates of the three images passed, `(3, 2)`, in units of pixel values.
+      view: lower and upper corner of the square shown, `(2, 2)`.
+      classes: class at each point of the grid, `(rows, columns)`; rows follow the second axis
+        upwards. Between evaluated points that agree it is theirs.
+      evaluated: where the network was evaluated.
+      num_evaluations: how often.
+      status: a `Status` of the whole picture.
+    """
+
+    origin: Float[np.ndarray, "..."]
+    axes: Float[np.ndarray, "2 ..."]
+    corners: Float[np.ndarray, "3 2"]
+    view: Float[np.ndarray, "2 2"]
+    classes: Int[np.ndarray, "rows columns"]
+    evaluated: Bool[np.ndarray, "rows columns"]
+    num_evaluations: Int[np.ndarray, ""]
+    status: Int[np.ndarray, ""]
 
 
 class Inversion(NamedTuple):

@@ -403,7 +403,10 @@ def _assemble(changes, position, label, margin, finite) -> _Found:
     nodes = np.concatenate([position, (lower + upper) / 2])
     order = np.argsort(nodes, kind="stable")
     values = np.concatenate([np.where(finite, margin, np.inf), np.zeros(len(changes))])
-    dip = dips(nodes[order], values[order], lower, upper)
+    values = values[order]
+    around = np.concatenate([[np.inf], values, [np.inf]])
+    is_dip = (values <= around[:-2]) & (values <= around[2:])
+    dip = dips(nodes[order], values, is_dip, lower, upper)
     status = next((change.status for change in changes if change.status), Status.CONVERGED)
     if any(change.before != known for change, known in zip(changes, classes, strict=False)):
         status = Status.PRECISION_LIMIT

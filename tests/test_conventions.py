@@ -184,6 +184,8 @@ HOST_ONLY = {
     "from_linen": "runs the model once",
     "from_nnx": "runs the model once",
     "load_stage": "reads a file",
+    "plane_cells": "as many polygons as there are",
+    "plane_classes": "refines on the host",
     "raise_if_failed": "raises",
     "segment_path": "a proof: rows without a fixed number",
     "trace_segment": "as many crossings as there are",
