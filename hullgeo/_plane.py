@@ -120,8 +120,20 @@ def cells_at(
     return found
 
 
-def open_spot(polygon: np.ndarray, taken: np.ndarray, grid: int = 24) -> np.ndarray:
-    """A point well inside a convex polygon and away from the points taken, for a label."""
+def open_spot(
+    polygon: np.ndarray, taken: np.ndarray, half: np.ndarray, grid: int = 40
+) -> np.ndarray | None:
+    """Where a label fits best into a convex polygon, away from the points taken.
+
+    Args:
+      polygon: `(corners, 2)`, counter-clockwise.
+      taken: `(n, 2)` points to stay away from.
+      half: half the width and height of the label.
+      grid: places tried along each axis.
+
+    Returns:
+      the centre of the label, None where it does not fit.
+    """
     edges = np.roll(polygon, -1, axis=0) - polygon
     length = np.maximum(np.linalg.norm(edges, axis=1), 1e-300)
     ticks = (np.arange(grid) + 0.5) / grid
@@ -130,5 +142,10 @@ def open_spot(polygon: np.ndarray, taken: np.ndarray, grid: int = 24) -> np.ndar
     spots = np.stack([across.ravel(), up.ravel()], axis=1)
     offsets = spots[:, None] - polygon[None]
     depth = (edges[:, 0] * offsets[..., 1] - edges[:, 1] * offsets[..., 0]) / length
-    room = np.linalg.norm(spots[:, None] - taken[None], axis=-1).min(axis=1)
-    return spots[np.argmax(np.minimum(depth.min(axis=1), 0.5 * room))]
+    # How far the label's own corner reaches towards each edge.
+    reach = (np.abs(edges[:, 1]) * half[0] + np.abs(edges[:, 0]) * half[1]) / length
+    beyond = np.maximum(np.abs(spots[:, None] - taken[None]) - half, 0.0)
+    room = np.linalg.norm(beyond, axis=-1).min(axis=1, initial=np.inf)
+    score = np.minimum((depth - reach).min(axis=1), room)
+    best = int(np.argmax(score))
+    return spots[best] if score[best] > 0 else None

@@ -30,6 +30,10 @@ _CLASS_COLORS = (
 )  # fmt: skip
 
 
+_GRID = np.array([[x, y] for x in (-1.0, 0.0, 1.0) for y in (-1.0, 0.0, 1.0)])
+_CIRCLE = np.stack([np.cos(np.arange(48) * np.pi / 24), np.sin(np.arange(48) * np.pi / 24)], axis=1)
+
+
 class Theme(NamedTuple):
     """The inks of a figure on a light or dark surface."""
 
@@ -330,14 +334,19 @@ def plane(
     )
     halo = [withStroke(linewidth=3, foreground=theme.paper)]
     span = right - left
+    pictures = data["corners"][:, None] + 0.06 * span * _GRID[None]
+    discs = data["corners"][:, None] + radius[data["anchors"], None, None] * _CIRCLE[None]
+    scale = np.array([left + 0.15 * span, bottom + 0.06 * span]) + 0.12 * span * _GRID * [1, 0.2]
+    least = np.concatenate([pictures.reshape(-1, 2), scale])
+    taken = np.concatenate([least, discs.reshape(-1, 2), data["near_coordinates"]])
     for piece, label in zip(pieces, data["polygon_classes"], strict=True):
-        if min(np.ptp(piece, axis=0)) > 0.05 * span:
-            spot = _plane.open_spot(
-                piece, np.concatenate([data["corners"], data["near_coordinates"]])
-            )
+        half = np.array([0.022 * len(names[label]) + 0.01, 0.035]) * span
+        spot = _plane.open_spot(piece, taken, half)
+        spot = _plane.open_spot(piece, least, half) if spot is None else spot
+        if spot is not None:
             axes.text(
-                spot[0], spot[1], str(names[label]), ha="center", va="center", fontsize=17,
-                fontweight="bold", color=palette[label], path_effects=halo, zorder=2,
+                spot[0], spot[1], str(names[label]), ha="center", va="center", fontsize=15,
+                fontweight="bold", color=palette[label], path_effects=halo, zorder=4,
             )  # fmt: skip
     order = np.argsort(-data["near_off_plane"], kind="stable")  # the nearest on top
     where, rows, off = (

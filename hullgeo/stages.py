@@ -16,6 +16,7 @@ import numpy as np
 
 from hullgeo import _plane, _statistics, _store
 from hullgeo.features import LinearHead, extract_features
+from hullgeo.flip import nearest_flip
 from hullgeo.head import boundary_distance
 from hullgeo.hull import membership, project_to_hull
 from hullgeo.inversion import invert_features
@@ -245,12 +246,8 @@ def inversion(inputs: Inputs) -> Values:
     """A few nearest boundary points taken back to pixels, from easy to hard."""
     head, classifier = _head(inputs), inputs.data["network"]["classifier"]
     images, near = inputs.data["test"]["images"], inputs.data["boundary"]
-    correct = inputs.data["accuracy"]["test_predicted"] == inputs.data["test"]["labels"]
-    usable = np.flatnonzero(correct & np.isfinite(near["test_distance"]))
-    order = usable[np.argsort(near["test_distance"][usable], kind="stable")]
-    count = min(inputs.options["num_inversions"], len(order))
-    rows = order[np.rint(np.linspace(0.05, 0.95, count) * (len(order) - 1)).astype(int)]
-    if count == 0:
+    rows = _from_easy_to_hard(inputs)
+    if len(rows) == 0:
         return {"rows": rows}
     label, rival = near["test_label"][rows], near["test_rival"][rows]
     target = _boundary_points(inputs.data["features"]["test"][rows], label, rival, head)
@@ -283,6 +280,29 @@ def inversion(inputs: Inputs) -> Values:
     }
 
 
+def flips(inputs: Inputs) -> Values:
+    """The nearest flips found of a few images, from easy to hard."""
+    rows = _from_easy_to_hard(inputs)
+    if len(rows) == 0:
+        return {"rows": rows}
+    images = inputs.data["test"]["images"][rows]
+    classifier, bounds = inputs.data["network"]["classifier"], inputs.options["bounds"]
+    found = nearest_flip(classifier, images, bounds=bounds)
+    return {"rows": rows, "before": images} | {
+        name: np.asarray(value) for name, value in found._asdict().items()
+    }
+
+
+def _from_easy_to_hard(inputs: Inputs) -> np.ndarray:
+    """Rows of correctly classified test images, evenly by their distance to the boundary."""
+    near = inputs.data["boundary"]
+    correct = inputs.data["accuracy"]["test_predicted"] == inputs.data["test"]["labels"]
+    usable = np.flatnonzero(correct & np.isfinite(near["test_distance"]))
+    order = usable[np.argsort(near["test_distance"][usable], kind="stable")]
+    count = min(inputs.options["num_inversions"], len(order))
+    return order[np.rint(np.linspace(0.05, 0.95, count) * (len(order) - 1)).astype(int)]
+
+
 def plane(inputs: Inputs) -> Values:
     """The plane through the features of three images, its exact class cells, and who is near it."""
     head = _head(inputs)
@@ -305,7 +325,9 @@ def plane(inputs: Inputs) -> Values:
     vertices, starts, classes = _plane.cell_polygons(origin @ kernel + bias, axes @ kernel, view)
     visible = np.flatnonzero(((coordinates >= view[0]) & (coordinates <= view[1])).all(axis=1))
     visible = np.setdiff1d(visible, anchors)
-    shown = visible[np.argsort(off_plane[visible], kind="stable")[:_NEAR_PLANE]]
+    shown = visible[
+        np.argsort(off_plane[visible], kind="stable")[: min(_NEAR_PLANE, max(20, len(points) // 5))]
+    ]
     return {
         "anchors": anchors,
         "anchor_images": inputs.data["test"]["images"][anchors],
@@ -437,6 +459,12 @@ STAGES = (
         inversion,
         ("network", "head", "test", "features", "accuracy", "boundary"),
         ("num_inversions", "inversion_steps", "bounds"),
+    ),
+    Stage(
+        "flips",
+        flips,
+        ("network", "test", "accuracy", "boundary"),
+        ("num_inversions", "bounds"),
     ),
     Stage("plane", plane, ("head", "test", "features", "accuracy", "boundary")),
 )

@@ -103,7 +103,10 @@ def test_anchors_of_too_few_classes(size):
 
 def test_a_label_finds_an_open_spot():
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
-    spot = _plane.open_spot(square, np.array([[0.2, 0.2], [0.3, 0.7]]))
-    assert (spot > 0).all()
-    assert (spot < 1).all()
+    taken, half = np.array([[0.2, 0.2], [0.3, 0.7]]), np.array([0.2, 0.1])
+    spot = _plane.open_spot(square, taken, half)
+    assert (spot - half > 0).all()
+    assert (spot + half < 1).all()
     assert spot[0] > 0.5
+    assert _plane.open_spot(square, taken, np.array([0.2, 0.6])) is None
+    assert _plane.open_spot(square, np.zeros((0, 2)), half) is not None
