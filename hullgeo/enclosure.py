@@ -77,7 +77,7 @@ def point(
     exact: bool,
 ) -> tuple[Float[Array, "lanes dim"], Float[Array, " lanes"]]:
     """`sum_i w_i u_i / sum_i w_i` of the exact rows, and a bound of the norm of its error."""
-    _, slots, dim = rows.shape
+    slots = rows.shape[1]
     total = jnp.sum(weights, axis=1)
     safe = jnp.where(total > 0, total, 1)
     spread = jnp.sum(weights * norms, axis=1) / safe
@@ -88,15 +88,16 @@ def point(
     bits = _bits(slots)
     weights = weights / safe[:, None]
     total = jnp.sum(weights, axis=1)
-    heads, size = _heads(weights, bits)
-    columns, column_size = _heads(jnp.swapaxes(rows, 1, 2), bits)
+    heads, _ = _heads(weights, bits)
+    columns, _ = _heads(jnp.swapaxes(rows, 1, 2), bits)
     row_heads = jnp.swapaxes(columns, 1, 2)
     value = active_set.combine(heads, row_heads) + (
         active_set.combine(weights - heads, row_heads)
         + active_set.combine(weights, rows - row_heads)
     )
-    tails = 2.0**-bits * slots * dim**0.5 * jnp.max(column_size, axis=1) * size
-    error = 1.1 * U64 * (spread + (slots + 8) * length(value) + (slots + 4) * tails)
+    tails = jnp.abs(weights - heads) * length(row_heads) + weights * length(rows - row_heads)
+    tails = (slots + 4) * jnp.sum(tails, axis=1)
+    error = 1.1 * U64 * (spread + (slots + 8) * length(value) + tails)
     return value / total[:, None], error
 
 

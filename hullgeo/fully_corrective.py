@@ -83,17 +83,14 @@ def name_candidates(
 
 
 def widen(oracle: Oracle, lanes: Lanes, slots: int) -> Lanes:
-    """The same supports in float64, with room to grow: the problem on the support solved anew."""
+    """The same supports in float64, with room to grow; the first pass solves for them anew."""
     extra = slots - lanes.active.index.shape[1]
     index = jnp.pad(lanes.active.index, ((0, 0), (0, extra)))
     used = jnp.pad(lanes.active.value > 0, ((0, 0), (0, extra)))
     live = (lanes.code != ENDED) & (lanes.code != BAD)
     rows = bracket.rows_of(oracle, lanes.query, index)
-    active = active_set.from_rows(index, used, rows, lanes.constant)
-    ones = used.astype(rows.dtype)
-    active, _ = active_set.solve(active, ones, live, lanes.constant, 0 * lanes.constant, 4 * slots)
     return lanes._replace(
-        active=active,
+        active=active_set.from_rows(index, used, rows, lanes.constant),
         idle=lanes.idle & False,
         code=jnp.where(live, ACTIVE, lanes.code).astype(jnp.int32),
     )
@@ -233,7 +230,9 @@ def _step(
     violation = jnp.where(started[:, None], size[:, None] - value, -value)
     threshold = -margin if exact else margin
     violates = violation * size[:, None] > threshold[:, None]
-    wanted = jnp.isfinite(value) & (~started[:, None] | violates)
+    # Without any vertex yet, all candidates are welcome; with a support to solve for, none is.
+    empty = ~jnp.any(keep, axis=1, keepdims=True)
+    wanted = jnp.isfinite(value) & jnp.where(started[:, None], violates, empty)
     candidate, slot, admitted, overflow = _assign(
         found.index, violation, wanted & going[:, None], keep, num_candidates(oracle.num_vertices)
     )

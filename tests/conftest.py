@@ -4,6 +4,8 @@ import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=4"
+    # Most of the time goes into compiling, for small arrays: optimise less.
+    " --xla_backend_optimization_level=0"
 )
 
 from jaxtyping import install_import_hook
