@@ -83,12 +83,9 @@ def nearest_flip(
     candidates = 1 if targeted else min(num_classes - 1, _MAX_CANDIDATES)
     lanes = min(num_rivals, candidates) * num_starts
     _check.at_least("budget", budget, candidates + 2 * lanes + 3)
-    spare = budget - candidates - 1
-    polish_steps = max(min(spare // 6, 40), 1)
-    steps = _Steps(
-        jnp.asarray((spare - polish_steps) // lanes, jnp.int32),
-        jnp.asarray(polish_steps, jnp.int32),
-    )
+    spare = jnp.asarray(budget, jnp.int32) - candidates - 1
+    polish = jnp.clip(spare // 6, 1, 40)
+    steps = _Steps((spare - polish) // lanes, polish)
     result = _nearest_flip(
         _box.as_pytree(classifier),
         images.reshape(size, *shape),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hullgeo import _plane, plots
+from hullgeo import _plane, plots, plots_pixels
 from hullgeo.plots import percent, power_of_ten
 from hullgeo.result import Membership, Status
 
@@ -598,6 +598,58 @@ def inversion(data: Data) -> Section:
     )
 
 
+def flips(data: Data) -> Section:
+    """The nearest images of another class that were found."""
+    found, names = data["flips"], data["about"]["class_names"]
+    title, count = "Nearest images of another class", len(found["rows"])
+    if count == 0:
+        return Section("flips", "Flips", title, "No image was tried.", [])
+    bounds = tuple(data["about"]["options"]["bounds"])
+    flipped = np.isfinite(found["distance"])
+    sure = int((found["status"] == Status.CONVERGED).sum())
+    if flipped.any():
+        low, high = (float(edge(found["distance"][flipped])) for edge in (np.min, np.max))
+        length = f"by {low:.3g} to {high:.3g} in pixels"
+    else:
+        length = "not at all"
+    drawing = partial(
+        plots_pixels.flips, found["before"], found["image"], found["distance"], found["label"],
+        found["rival"], names, bounds=bounds,
+    )  # fmt: skip
+    figure = Figure(
+        [plots.render(drawing)],
+        "Images, the nearest flips found, and the differences",
+        f"{of(int(flipped.sum()), count)} changed class when moved {length} (Euclidean length). "
+        f"Below each flip its difference, amplified by the factor written there.",
+        f"Both sides of the boundary are evaluated, alone and in a batch, beyond rounding, for "
+        f"{of(sure, count)}. A flip is an upper bound of the distance to the boundary: a local "
+        f"search of {int(found['num_gradients'].max())} gradients found it, and a nearer one may "
+        f"exist.",
+    )
+    return Section(
+        "flips",
+        "Flips",
+        title,
+        "How little must an image change until the network calls it something else?",
+        [figure],
+        [f"Changes of pixels {length} flipped {of(int(flipped.sum()), count)} images tried."],
+        [
+            Certificate(
+                "Nearest images of another class",
+                f"upper bounds of {of(sure, count)}",
+                "no lower bound",
+                str(count - sure),
+            )
+        ],
+        {
+            "num_tried": count,
+            "num_flipped": int(flipped.sum()),
+            "num_confirmed": sure,
+            "distances": found["distance"].tolist(),
+        },
+    )
+
+
 SECTIONS: tuple[tuple[Callable[[Data], Section], tuple[str, ...]], ...] = (
     (accuracy, ("accuracy",)),
     (plane, ("plane", "accuracy", "boundary", "statistics")),
@@ -607,6 +659,7 @@ SECTIONS: tuple[tuple[Callable[[Data], Section], tuple[str, ...]], ...] = (
     (boundary, ("boundary", "accuracy", "statistics")),
     (gallery, ("gallery", "hull", "boundary", "accuracy", "statistics")),
     (inversion, ("inversion", "statistics")),
+    (flips, ("flips",)),
 )
 
 

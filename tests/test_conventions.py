@@ -100,6 +100,15 @@ CASES: dict[str, Case] = {
         lambda features, head: head(features),
         nan_status=None,
     ),
+    "ambiguous_image": Case(
+        lambda rng, dtype: (images_of(rng, dtype), network_of(rng, dtype)),
+        lambda images, network, **options: hullgeo.ambiguous_image(
+            network, images, np.array([0, 1]), **options
+        ),
+        options=({"max_steps": 6}, {"max_steps": 5, "atol": 1e-2}),
+        rtol=(1e-2, 1e-6),
+        wide=False,
+    ),
     "boundary_distance": Case(
         lambda rng, dtype: (rng.normal(size=(ROWS, 5)).astype(dtype), head_of(rng, dtype)),
         lambda features, head: hullgeo.boundary_distance(features, head),
@@ -152,6 +161,14 @@ CASES: dict[str, Case] = {
         options=({}, {"atol": 0.1}, {"atol": 2.0}),
         nan_status=None,
     ),
+    "morph": Case(
+        crossing_inputs,
+        lambda ends, network, **options: hullgeo.morph(network, *ends, num_frames=3, **options),
+        options=({"max_steps": 6}, {"max_steps": 5, "rtol": 1e-1}),
+        free=("num_gradients", "crossings"),
+        rtol=(1e-2, 1e-6),
+        wide=False,
+    ),
     "nearest_boundary_point": Case(
         lambda rng, dtype: (rng.normal(size=(ROWS, 5)).astype(dtype), head_of(rng, dtype)),
         lambda features, head, **options: hullgeo.nearest_boundary_point(
@@ -159,6 +176,14 @@ CASES: dict[str, Case] = {
         ),
         options=({}, {"rtol": 1e-4}, {"rival": 1}),
         rtol=(1e-5, 1e-9),
+    ),
+    "nearest_flip": Case(
+        lambda rng, dtype: (images_of(rng, dtype), network_of(rng, dtype)),
+        lambda images, network, **options: hullgeo.nearest_flip(network, images, **options),
+        options=({"budget": 40}, {"budget": 50}),
+        free=("tie_gap", "kkt_residual", "num_gradients"),
+        rtol=(1e-3, 1e-6),
+        wide=False,
     ),
     "project_to_hull": Case(
         hull_inputs,
@@ -174,6 +199,12 @@ CASES: dict[str, Case] = {
         ),
         lambda ends, head: hullgeo.segment_classes(*ends, head),
     ),
+    "total_variation": Case(
+        lambda rng, dtype: (images_of(rng, dtype), None),
+        lambda images, _: hullgeo.total_variation(jnp.asarray(images)),
+        wide=False,
+        nan_status=None,
+    ),
 }
 
 HOST_ONLY = {
@@ -188,6 +219,7 @@ HOST_ONLY = {
     "plane_classes": "refines on the host",
     "raise_if_failed": "raises",
     "segment_path": "a proof: rows without a fixed number",
+    "smoothed_start": "a loop over networks",
     "trace_segment": "as many crossings as there are",
 }
 

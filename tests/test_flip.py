@@ -311,3 +311,30 @@ def test_bad_input_is_named(change, message):
     options = {"images": images} | change
     with pytest.raises(ValueError, match=message):
         nearest_flip(classifier, **options)
+
+
+def saturated(first, amount, images):
+    """A network whose units are steps but for smoothing: gradients underflow to exactly zero."""
+    pixels = images.reshape(images.shape[0], -1)
+    steepness = 1e4 / (1 + 2e3 * amount)
+    hidden = jnp.tanh(steepness * (pixels @ first - 0.1))
+    return jnp.stack([-hidden.sum(-1), hidden.sum(-1)], axis=-1)
+
+
+@pytest.mark.slow
+def test_a_saturated_network_is_flipped_by_homotopy_and_by_nothing_else():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(64, 3)).astype(np.float32) / 8
+    first -= first.mean(0)
+    smoothed = Partial(saturated, first)
+    classifier = Partial(smoothed, np.float32(0))
+    images = np.full((4, 8, 8, 1), 0.5, np.float32)
+    images += 0.01 * rng.normal(size=images.shape).astype(np.float32)
+    labels = np.asarray(classifier(images)).argmax(-1)
+    assert (labels == 0).all()
+    plain = nearest_flip(classifier, images, num_starts=4)
+    assert (plain.status != Status.CONVERGED).all()
+    start = hullgeo.smoothed_start(smoothed, images, labels, amounts=(10.0, 1.0, 0.1, 0.01))
+    flip = nearest_flip(classifier, images, start=start)
+    assert (np.asarray(classifier(flip.image)).argmax(-1) == 1).all()
+    assert np.isfinite(flip.distance).all()
