@@ -19,6 +19,7 @@ from hullgeo.flax_models import from_nnx as from_nnx
 from hullgeo.flip import nearest_flip as nearest_flip
 from hullgeo.head import boundary_distance as boundary_distance
 from hullgeo.head import segment_classes as segment_classes
+from hullgeo.homotopy import smoothed_start as smoothed_start
 from hullgeo.hull import half_squared_distance as half_squared_distance
 from hullgeo.hull import hull_distance as hull_distance
 from hullgeo.hull import membership as membership
