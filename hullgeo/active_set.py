@@ -24,7 +24,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hullgeo._numerics import HIGHEST
 
-
 _LEAST = 2.0**-126  # stands in for zero in a divisor
 
 

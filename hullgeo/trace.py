@@ -3,7 +3,9 @@
 Along x(t) = (1 - t) start + t end a network changes its class where the largest logit changes.
 Sampling finds the changes between neighbouring samples of different classes and misses a class
 entered and left between two samples. For piecewise-linear networks the logits are piecewise affine
-in t, and all changes are found by carrying every breakpoint through the network (`line_proof.py`).
+in t, and all changes are found by carrying every breakpoint through the network (`line_proof.py`;
+the idea: Sotoudeh and Thakur, "Computing linear restrictions of neural networks", NeurIPS 2019,
+arXiv:1908.06214).
 """
 
 import contextlib

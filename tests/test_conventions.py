@@ -185,6 +185,14 @@ CASES: dict[str, Case] = {
         rtol=(1e-3, 1e-6),
         wide=False,
     ),
+    "prepare_hull": Case(
+        hull_inputs,
+        lambda queries, vertices, **options: hullgeo.project_to_hull(
+            queries, hullgeo.prepare_hull(vertices), **options
+        ),
+        free=HULL_FIELDS,
+        rtol=(2e-6, 1e-6),
+    ),
     "project_to_hull": Case(
         hull_inputs,
         lambda queries, vertices, **options: hullgeo.project_to_hull(queries, vertices, **options),
