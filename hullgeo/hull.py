@@ -110,7 +110,7 @@ def project_to_hull(
                 Tolerances(options.rtol, options.atol, options.max_steps),
                 flat,
                 capacity=capacity,
-                dtype=jnp.promote_types(flat.dtype, vertices.dtype),
+                dtype=_wider(flat.dtype, vertices.dtype),
                 devices=_device_tuple(devices),
             )
             return cut(answer)
@@ -213,6 +213,12 @@ class _Options(NamedTuple):
     rtol: Array
     atol: Array
     max_steps: Array
+
+
+def _wider(one: Any, other: Any) -> Any:
+    """The type of the answer, also where the caller forbids implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(one, other)
 
 
 def _wide(number: Any) -> Array:
@@ -342,7 +348,7 @@ def _solve_one(
     query: Array,
 ) -> HullProjection:
     """One query: Frank-Wolfe from the nearest vertex, then the certificate of its weights."""
-    dtype = jnp.promote_types(query.dtype, hull.vertices.dtype)
+    dtype = _wider(query.dtype, hull.vertices.dtype)
     target = query.astype(jnp.float64) / hull.scale - hull.center
     atol = options.atol / hull.scale / hull.scale
 
