@@ -219,11 +219,11 @@ def _step(
         if sampling is not None:
             relative = jnp.where(sampling, _SAMPLE_GAP, relative).astype(dtype)
         enough = 0.5 * jnp.maximum(relative * square, 2 * tolerances.atol.astype(dtype))
-        ended = started & (square - least <= jnp.maximum(enough, tolerance))
+        ended = square - least <= jnp.maximum(enough, tolerance)
         stalled = square.astype(jnp.float64) > (1 - 2.0**-20) * lanes.square
         hopeless = (size < _NEAR_HULL) | (stalled & lanes.idle)
     live = (lanes.code == ACTIVE) & (lanes.steps < tolerances.max_steps)
-    ended = live & ended
+    ended = live & started & ended
     hopeless = live & ~ended & started & hopeless
     going = live & ~ended & ~hopeless
 

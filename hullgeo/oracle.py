@@ -301,7 +301,7 @@ def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: 
     else:
 
         def body(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            start = number * size
+            start = number.astype(jnp.int32) * size
             block = lax.dynamic_slice(rows, (start, jnp.int32(0)), (size, dim))
             value, index = chunk(start, block)
             better = value < carry[0]

@@ -1,0 +1,90 @@
+"""The screening pass: no vertex escapes it, and its error bound holds."""
+
+from fractions import Fraction
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hullgeo import oracle, prepare_hull
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("num", "dim"), [(1, 3), (33, 5), (2049, 4), (5000, 7)], ids=lambda size: str(size)
+)
+@pytest.mark.parametrize("sampled", [False, True])
+def test_every_class_names_its_least_unmasked_vertex(num, dim, sampled):
+    vertices = RNG.standard_normal((num, dim)).astype(np.float32)
+    hull = prepare_hull(vertices)
+    if sampled and not hull.has_sample:
+        pytest.skip("few vertices have no sample")
+    direction = RNG.standard_normal((3, dim)).astype(np.float32)
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    masked = np.full((3, 4), num, np.int32)
+    masked[0, :2] = [0, num // 2]
+    found = hull.screen(jnp.asarray(direction), jnp.asarray(masked), sampled=sampled)
+
+    candidates = np.arange(0, num, 8 if sampled else 1)
+    scores = np.asarray(hull.rows)[candidates].astype(np.float64) @ direction.T.astype(np.float64)
+    for lane in range(3):
+        allowed = ~np.isin(candidates, masked[lane])
+        value = np.asarray(found.value)[lane]
+        if allowed.any():
+            assert value.min() == pytest.approx(scores[allowed, lane].min(), abs=1e-5)
+        named = np.asarray(found.index)[lane][np.isfinite(value)]
+        assert not np.isin(named, masked[lane]).any()
+        if num > 100:
+            assert len(named) == len(value)
+        position = named // (8 if sampled else 1)
+        assert (np.abs(value[np.isfinite(value)] - scores[position, lane]) < 1e-5).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_screened_values_are_within_their_error_bound(scale, offset):
+    vertices = ((RNG.standard_normal((40, 6)) + offset) * scale).astype(np.float32)
+    hull = prepare_hull(vertices)
+    unit = RNG.standard_normal((1, 6))
+    unit /= np.linalg.norm(unit)
+    direction = unit.astype(np.float32)
+    rows = np.asarray(hull.rows)[:40]
+    screened = rows @ direction[0]
+    bound = float(hull.error(jnp.asarray(unit), jnp.asarray(direction))[0])
+    center = [Fraction(float(value)) for value in np.asarray(hull.center)]
+    factor = Fraction(2) ** -int(hull.exponent)
+    for row, value in zip(vertices, screened, strict=True):
+        exact = sum(
+            (Fraction(float(entry)) - middle) * factor * Fraction(float(weight))
+            for entry, middle, weight in zip(row, center, unit[0], strict=True)
+        )
+        assert abs(Fraction(float(value)) - exact) <= Fraction(bound)
+    assert bound < 1e-5
+    assert float(hull.radius) <= 1
+
+
+def test_constant_coordinates_and_flushed_numbers_are_noticed():
+    vertices = RNG.standard_normal((20, 3)).astype(np.float32)
+    vertices[:, 1] = 0.1
+    hull = prepare_hull(vertices)
+    assert list(np.asarray(hull.constant)) == [False, True, False]
+    assert float(hull.flushed) == 0
+    vertices[3, 0] = 1e-40
+    assert 0 < float(prepare_hull(vertices).flushed) < 1e-30
+
+
+@pytest.mark.parametrize("value", [0.3, 1.0, 1.5, 2.0**-700, 3e250, 0.0])
+def test_powers_of_two(value):
+    exponent = oracle.exponent_of(jnp.asarray(value))
+    power = float(oracle.power_of_two(exponent))
+    assert power == 2.0 ** int(exponent)
+    assert value <= power
+    assert value == 0 or power <= 4 * value
+
+
+def test_bad_vertices_are_named():
+    with pytest.raises(ValueError, match=r"vertices\[2, 1\]"):
+        prepare_hull(np.array([[0, 0], [1, 0], [0, np.nan]], np.float32))
+    with pytest.raises(ValueError, match=r"vertices\.shape"):
+        prepare_hull(np.ones((0, 2), np.float32))
