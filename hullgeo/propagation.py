@@ -162,7 +162,7 @@ class Propagator:
                 outputs = {}
                 for number, block in enumerate(self.program.blocks):
                     part = _Part(0, number, here[1], unit, stored)
-                    outputs, _, largest, _ = self._run(part, constants)
+                    outputs, _, largest, _ = self._run(part, constants, device)
                     stored |= {value: _Stored(array, *here) for value, array in outputs.items()}
                     if block.difference is not None:
                         magnitudes.append({block.difference.index: np.asarray(largest, np.float64)})
@@ -170,7 +170,7 @@ class Propagator:
                 found.append(output[: len(some)].reshape(len(some), -1))
         return np.concatenate(found), _largest(magnitudes)
 
-    def _run(self, part, constants):
+    def _run(self, part, constants, device):
         """The compiled block on a part."""
         block = self.program.blocks[part.block]
         count = len(part.position)
@@ -178,7 +178,7 @@ class Propagator:
         extra = (0, self.rows - count)
         outputs, *rest = self._functions[part.block](
             [constants[value.index] for value in block.constants],
-            [stored.array for stored in inputs],
+            [jax.device_put(stored.array, device) for stored in inputs],
             np.stack([np.pad(stored.index, extra, mode="edge") for stored in inputs]),
             np.stack([np.pad(stored.weight, extra, mode="edge") for stored in inputs]).astype(
                 self.dtype
@@ -188,11 +188,13 @@ class Propagator:
         )
         return dict(zip(block.outputs, outputs, strict=True)), *rest
 
-    def step(self, part: _Part, constants: dict[int, Any]) -> tuple[Any, dict[int, np.ndarray]]:
+    def step(
+        self, part: _Part, constants: dict[int, Any], device: jax.Device
+    ) -> tuple[Any, dict[int, np.ndarray]]:
         """One block on one part: the parts that follow, or rows of the output; magnitudes."""
         block = self.program.blocks[part.block]
         count = len(part.position)
-        outputs, changes, largest, jump = self._run(part, constants)
+        outputs, changes, largest, jump = self._run(part, constants, device)
         if block.kink is not None and block.kink.rule == "select":
             _check_continuity(np.asarray(jump)[:count], self.dtype)
         if block.difference is None:
@@ -281,7 +283,7 @@ class _Run:
             constants = jax.device_put(self._constants, device)
             while (part := self._take()) is not None:
                 try:
-                    self._give(part, *self._propagator.step(part, constants))
+                    self._give(part, *self._propagator.step(part, constants, device))
                 except BaseException as error:
                     with self._lock:
                         self._error = error
