@@ -219,11 +219,12 @@ def hull(data: Data) -> Section:
     outside, inside = (found["verdict"] == code for code in (Membership.OUTSIDE, Membership.INSIDE))
     undecided = ~outside & ~inside
     counts = [int(mask.sum()) for mask in (outside, inside, undecided)]
-    total, distance = len(labels), np.asarray(found["distance"], np.float64)
-    widest = float(np.max((distance - found["lower"])[outside] / distance[outside], initial=0.0))
-    residue = float(distance[undecided].max(initial=0.0)) / unit
+    total, (distance, lower) = len(labels), _bracket(found)
+    failed = np.isinf(distance)
+    widest = float(np.max((distance - lower)[outside] / distance[outside], initial=0.0))
+    residue = float(distance[undecided & ~failed].max(initial=0.0)) / unit
     converged = int((found["status"] == Status.CONVERGED).sum())
-    order = rank_probability(distance[~correct], distance[correct])
+    order = rank_probability(distance[~correct & ~failed], distance[correct & ~failed])
     train = f"{data['statistics']['num_train']:,}"
     pictures = [plots.render(partial(plots.verdicts, counts))]
     seen = (
@@ -234,17 +235,16 @@ def hull(data: Data) -> Section:
     )
     certain = (
         "Outside means: a separating plane is proved. Inside means: a ball around the point is "
-        "proved to lie in the hull. "
-        + (
-            f"The undecided ones are at most {percent(residue)} of the diameter away. "
-            if counts[2]
-            else "No image is undecided. "
-        )
+        "proved to lie in the hull. " + ("" if counts[2] else "No image is undecided. ")
     )
+    if counts[2] > failed.sum():
+        certain += f"The undecided ones are at most {percent(residue)} of the diameter away. "
+    if failed.any():
+        certain += f"For {failed.sum():,} images nothing is known; their status is listed below. "
     findings = [f"No test image is proved to lie outside the hull of the {train} training images."]
     median, closest = None, float(np.median(found["nearest_distance"])) / unit
     if counts[0]:
-        far = int(np.argmax(np.where(outside, found["lower"], 0.0)))
+        far = int(np.argmax(np.where(outside, lower, 0.0)))
         median = float(np.median(distance[outside])) / unit
         label = "distance outside the hull, in hull diameters"
         pictures.append(
@@ -295,7 +295,7 @@ def hull(data: Data) -> Section:
             "num_undecided": counts[2],
             "num_converged": converged,
             "median_outside_over_diameter": median,
-            "max_over_diameter_at_least": float(found["lower"].max()) / unit_upper,
+            "max_over_diameter_at_least": float(lower.max()) / unit_upper,
             "max_over_diameter_at_most": float(distance.max()) / unit,
             "max_undecided_over_diameter": residue,
             "widest_relative_bracket": widest,
@@ -309,9 +309,9 @@ def class_hulls(data: Data) -> Section:
     """How far each test image is from the hull of every class."""
     found, names = data["class_hulls"], data["about"]["class_names"]
     unit, labels = data["statistics"]["diameter_lower"], data["labels"]["test_labels"]
-    distance, rows = np.asarray(found["distance"], np.float64), np.arange(len(labels))
+    (distance, lower), rows = _bracket(found), np.arange(len(labels))
     nearest = distance.argmin(axis=1)
-    rest = np.where(np.arange(distance.shape[1]) == nearest[:, None], np.inf, found["lower"])
+    rest = np.where(np.arange(distance.shape[1]) == nearest[:, None], np.inf, lower)
     proved = int((distance[rows, nearest] < rest.min(axis=1)).sum())
     right, total = int((nearest == labels).sum()), len(labels)
     agree = int((nearest == data["accuracy"]["test_predicted"]).sum())
@@ -319,9 +319,8 @@ def class_hulls(data: Data) -> Section:
     for label in np.unique(labels):
         table[label] = np.median(distance[labels == label], axis=0) / unit
     own = float(np.median(distance[rows, labels])) / unit
-    clear = np.isfinite(distance) & (found["lower"] > 0)
-    upper, lower = distance[clear], found["lower"][clear]
-    widest = float(np.max((upper - lower) / upper, initial=0.0))
+    clear = np.isfinite(distance) & (lower > 0)
+    widest = float(np.max(1 - lower[clear] / distance[clear], initial=0.0))
     drawing = partial(
         plots.matrix, table, names, "test images of class", "training hull of class",
         lambda value: f"{100 * value:.2g}",
@@ -396,12 +395,13 @@ def boundary(data: Data) -> Section:
         )
     ]
     if "hull" in data:
-        outside = np.asarray(data["hull"]["distance"], np.float64) / unit
-        risky = usable & (outside > np.median(outside)) & (relative < medians[0])
+        outside = _bracket(data["hull"])[0] / unit
+        drawn = usable & np.isfinite(outside)
+        risky = drawn & (outside > np.median(outside)) & (relative < medians[0])
         risk = float(np.mean(~correct[risky])) if risky.any() else 0.0
         drawing = partial(
-            plots.landscape, outside[usable], relative[usable], predicted[usable],
-            correct[usable], names,
+            plots.landscape, outside[drawn], relative[drawn], predicted[drawn],
+            correct[drawn], names,
         )  # fmt: skip
         blocks.append(
             Figure(
@@ -503,10 +503,11 @@ def _image_card(
     unit, true = data["statistics"]["diameter_lower"], data["labels"]["test_labels"][row]
     guess = data["accuracy"]["test_predicted"][row]
     distance = percent(float(data["hull"]["distance"][row]) / unit, 3)
+    unknown = np.isnan(data["hull"]["distance"][row])
     where = {
         Membership.OUTSIDE: f"outside {distance}",
         Membership.INSIDE: "inside the hull",
-        Membership.UNDECIDED: f"outside ≤\u00a0{distance}",
+        Membership.UNDECIDED: "hull unknown" if unknown else f"outside ≤\u00a0{distance}",
     }[Membership(int(data["hull"]["verdict"][row]))]
     near = percent(float(data["boundary"]["test_distance"][row]) / unit, 3)
     pictures = [(plots.picture(image, bounds), f"image {row}")]
@@ -695,6 +696,12 @@ def rank_probability(left: np.ndarray, right: np.ndarray) -> float | None:
     below = np.searchsorted(ordered, left, side="left")
     above = np.searchsorted(ordered, left, side="right")
     return float(np.mean(below + above) / (2 * len(right)))
+
+
+def _bracket(found: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Upper and lower bounds of distances; infinity and 0 where a query failed."""
+    upper, lower = (np.asarray(found[name], np.float64) for name in ("distance", "lower"))
+    return np.where(np.isnan(upper), np.inf, upper), np.where(np.isnan(lower), 0.0, lower)
 
 
 def _median(values: np.ndarray) -> float:

@@ -196,6 +196,30 @@ def test_a_failed_row_is_not_called_proved(data):
     assert np.isfinite(section.summary["median_over_diameter"])
 
 
+def test_a_failed_hull_distance_is_said_to_be_unknown(data):
+    distance, lower = data["hull"]["distance"].copy(), data["hull"]["lower"].copy()
+    verdict, status = data["hull"]["verdict"].copy(), data["hull"]["status"].copy()
+    row = int(data["gallery"]["ambiguous"][0])
+    distance[row], lower[row], verdict[row], status[row] = np.nan, np.nan, 0, Status.NONFINITE
+    each, each_lower = (data["class_hulls"][name].copy() for name in ("distance", "lower"))
+    each[row], each_lower[row] = np.nan, np.nan
+    broken = changed(
+        data, "hull", distance=distance, lower=lower, verdict=verdict, status=status
+    )  # fmt: skip
+    broken = changed(broken, "class_hulls", distance=each, lower=each_lower)
+    section = sections.hull(broken)
+    assert "For 1 images nothing is known" in section.blocks[0].certain
+    assert section.summary["num_undecided"] >= 1
+    told = [sections.class_hulls(broken), sections.boundary(broken), sections.gallery(broken)]
+    assert int(told[0].certificates[0].open) >= 1
+    for told_section in (section, *told):
+        words = " ".join([*told_section.findings, *(b.seen for b in told_section.blocks)])
+        assert "nan" not in words
+        assert "inf " not in words
+    cards = [card for block in told[2].blocks for card in block.cards]
+    assert any("hull unknown" in card.lines for card in cards)
+
+
 def test_nothing_to_report_on(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_report(tmp_path)
