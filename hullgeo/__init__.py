@@ -49,9 +49,12 @@ from hullgeo.result import SegmentClasses as SegmentClasses
 from hullgeo.result import SegmentPath as SegmentPath
 from hullgeo.result import SegmentTrace as SegmentTrace
 from hullgeo.result import Status as Status
+from hullgeo.result import TieMap as TieMap
 from hullgeo.result import failed as failed
 from hullgeo.result import raise_if_failed as raise_if_failed
 from hullgeo.stages import load_stage as load_stage
+from hullgeo.ties import tie_map as tie_map
+from hullgeo.ties import tie_point as tie_point
 from hullgeo.trace import segment_path as segment_path
 from hullgeo.trace import trace_segment as trace_segment
 

@@ -7,12 +7,13 @@ coordinate, which is what makes the problems of `nearest.py` and `ties.py` quick
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from hullgeo import _check
-from hullgeo.result import Domain
+from hullgeo import _check, _numerics
+from hullgeo.result import BoundaryPoint, Domain, Status
 
 
 class Box(NamedTuple):
@@ -20,6 +21,33 @@ class Box(NamedTuple):
 
     lower: Float[Array, " dim"]
     upper: Float[Array, " dim"]
+
+
+class Options(NamedTuple):
+    """Where and how closely a problem is solved: all of it traced."""
+
+    box: Box
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+    kind: Int[Array, ""]
+
+
+class Found(NamedTuple):
+    """Nearest points of a domain and what is proved of them, one lane a problem, in float64.
+
+    Attributes:
+      point: nearest point found; NaN where the domain is proved to hold none.
+      multipliers: of the conditions, in whatever form the solver uses.
+      distance: distance to a point proved to qualify, else infinite.
+      lower_bound: proved, infinite where no point of the domain qualifies.
+      residual: largest violation of the optimality conditions, as a distance.
+    """
+
+    point: Float[Array, "lanes dim"]
+    multipliers: Float[Array, "lanes conditions"]
+    distance: Float[Array, " lanes"]
+    lower_bound: Float[Array, " lanes"]
+    residual: Float[Array, " lanes"]
 
 
 def kind(lower: Any, upper: Any, hull: Any) -> Domain:
@@ -47,6 +75,7 @@ def check(lower: Any, upper: Any, hull: Any, dim: int) -> None:
                 "lower and upper", (lower, upper), "to be None where hull is given",
                 "Pass either a box or a hull.",
             )  # fmt: skip
+        hull = getattr(hull, "vertices", hull)
         _check.floating("hull", hull)
         _check.shape("hull", hull, (None, dim), f"(vertices, {dim}) with at least one vertex")
         _check.all_finite("hull", hull)
@@ -82,3 +111,50 @@ def box(lower: Any, upper: Any, dim: int) -> Box:
         return jnp.broadcast_to(wide, (dim,))
 
     return Box(side(lower, -np.inf), side(upper, np.inf))
+
+
+def options(lower: Any, upper: Any, hull: Any, dim: int, rtol: Any, atol: Any) -> Options:
+    """The options of a problem as arrays; call it inside a float64 island."""
+    rtol, atol = (jnp.asarray(value).astype(jnp.float64) for value in (rtol, atol))
+    chosen = jnp.asarray(int(kind(lower, upper, hull)), jnp.int32)
+    return Options(box(lower, upper, dim), rtol, atol, chosen)
+
+
+def boundary_point(
+    found: Found, rival: Any, lead: Any, options: Options, dtype: Any, batch: tuple[int, ...]
+) -> BoundaryPoint:
+    """The public answer: statuses, and everything rounded to the type of the features.
+
+    Args:
+      found: with multipliers of the classes.
+      rival: class met, one a lane.
+      lead: `label` and `finite` of each feature.
+      options: tolerances, box and kind of the domain.
+      dtype: of the features.
+      batch: leading axes of the answer.
+    """
+    upper, lower = found.distance, found.lower_bound
+    width = 0.5 * (upper - lower) * (upper + lower)
+    converged = jnp.isfinite(upper)
+    converged &= width <= options.atol + 0.5 * options.rtol * upper * upper
+    status = jnp.where(converged, jnp.int32(Status.CONVERGED), jnp.int32(Status.PRECISION_LIMIT))
+    status = jnp.where(jnp.isinf(lower), jnp.int32(Status.INFEASIBLE), status)
+    status = jnp.where(lead.finite, status, jnp.int32(Status.NONFINITE))
+    nan = jnp.where(lead.finite, 0.0, jnp.nan)
+    point = jnp.clip(  # rounding must not leave the box
+        found.point.astype(dtype),
+        _numerics.round_up(options.box.lower, dtype)[None, :],
+        _numerics.round_down(options.box.upper, dtype)[None, :],
+    )
+    answer = BoundaryPoint(
+        point=point + nan[:, None].astype(dtype),
+        distance=_numerics.round_up(upper + nan, dtype),
+        distance_lower_bound=_numerics.round_down(lower + nan, dtype),
+        label=lead.label,
+        rival=rival,
+        multipliers=(found.multipliers + nan[:, None]).astype(dtype),
+        kkt_residual=_numerics.round_up(found.residual + nan, dtype),
+        domain=jnp.zeros_like(lead.label) + options.kind,
+        status=status,
+    )
+    return jax.tree.map(lambda array: array.reshape(*batch, *array.shape[1:]), answer)

@@ -21,9 +21,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from hullgeo import _check, _numerics, domain, planes
+from hullgeo.domain import Found, Options
+from hullgeo.dual_newton import Conditions
 from hullgeo.features import LinearHead
+from hullgeo.hull_dual import nearest_in_hull
+from hullgeo.oracle import Hull
 from hullgeo.planes import UNIT
-from hullgeo.result import BoundaryPoint, Status
+from hullgeo.result import BoundaryPoint
 
 _MAX_STEPS = 200
 _CHUNK = 256
@@ -36,7 +40,7 @@ def nearest_boundary_point(
     rival: Int[Array | np.ndarray, "*#batch"] | int | None = None,
     lower: Any = None,
     upper: Any = None,
-    hull: Float[Array | np.ndarray, "vertices dim"] | None = None,
+    hull: Float[Array | np.ndarray, "vertices dim"] | Hull | None = None,
     rtol: float | Array = 1e-6,
     atol: float | Array = 0.0,
 ) -> BoundaryPoint:
@@ -54,7 +58,8 @@ def nearest_boundary_point(
       rival: the class to meet, one for all or one for each feature; by default the nearest of all.
       lower: lower bounds of the features, a number or `(dim,)`; 0 after a ReLU.
       upper: upper bounds, likewise. `lower` and `upper` make the domain a box.
-      hull: points `(vertices, dim)` whose convex hull is the domain; not together with a box.
+      hull: points `(vertices, dim)` whose convex hull is the domain, or a `Hull` from
+        `prepare_hull`; not together with a box.
       rtol: the status is `CONVERGED` where (distance^2 - distance_lower_bound^2) / 2
         <= atol + rtol distance^2 / 2.
       atol: see `rtol`, squared units.
@@ -77,20 +82,17 @@ def nearest_boundary_point(
     batch = features.shape[:-1]
     if rival is not None:
         _check_rival(rival, batch, num_classes)
-    kind = domain.kind(lower, upper, hull)
     with _numerics.float64():
         wanted = jnp.broadcast_to(jnp.asarray(-1 if rival is None else rival, jnp.int32), batch)
-        box = domain.box(lower, upper, dim)
-        tolerances = (_wide(rtol), _wide(atol))
-        return _nearest(features, wanted, head.kernel, head.bias, box, tolerances, kind)
-
-
-def _wide(number: Any) -> Array:
-    return jnp.asarray(number).astype(jnp.float64)
+        options = domain.options(lower, upper, hull, dim, rtol, atol)
+        if hull is not None:
+            return _nearest_in_hull(features, wanted, head, hull, options)
+        return _nearest_in_box(features, wanted, head.kernel, head.bias, options)
 
 
 def _check_rival(rival: Any, batch: tuple[int, ...], num_classes: int) -> None:
-    if not np.issubdtype(np.result_type(rival), np.integer):
+    dtype = rival.dtype if hasattr(rival, "dtype") else np.result_type(rival)
+    if not np.issubdtype(dtype, np.integer):
         _check.fail("rival", rival, "to hold integers")
     if np.broadcast_shapes(np.shape(rival), batch) != batch:
         _check.fail("rival.shape", np.shape(rival), f"to broadcast to features.shape[:-1]={batch}")
@@ -114,27 +116,52 @@ class _Meeting(NamedTuple):
     residual: Float[Array, ""]
 
 
-@jax.jit
-def _nearest(features, wanted, kernel, bias, box, tolerances, kind) -> BoundaryPoint:
-    dtype = features.dtype
-    wide, kernel, bias = (jnp.asarray(x, jnp.float64) for x in (features, kernel, bias))
-    dim, num_classes = kernel.shape
-    batch = wide.shape[:-1]
-    wide, wanted = wide.reshape(-1, dim), wanted.reshape(-1)
+class _Pairs(NamedTuple):
+    """Usable queries with the bounds of all classes, infinite for those that are not asked."""
+
+    queries: Float[Array, "lanes dim"]
+    lead: planes.Lead
+    bounds: Float[Array, "lanes classes"]
+
+
+def _pairs(features, wanted, kernel, bias) -> _Pairs:
+    wide = jnp.asarray(features, jnp.float64).reshape(-1, kernel.shape[0])
     lead = planes.lead(wide, kernel, bias)
-    usable = jnp.where(lead.finite[:, None], wide, 0.0)
+    wanted, label = wanted.reshape(-1, 1), lead.label[:, None]
+    classes = jnp.arange(kernel.shape[1], dtype=jnp.int32)[None, :]
+    asked = jnp.where(wanted < 0, classes != label, classes == wanted)
+    bounds = jnp.where(wanted == label, 0.0, lead.proved)
+    return _Pairs(
+        jnp.where(lead.finite[:, None], wide, 0.0), lead, jnp.where(asked, bounds, jnp.inf)
+    )
+
+
+@jax.jit
+def _nearest_in_box(features, wanted, kernel, bias, options: Options) -> BoundaryPoint:
+    kernel, bias = (jnp.asarray(x, jnp.float64) for x in (kernel, bias))
+    pairs = _pairs(features, wanted, kernel, bias)
     columns = kernel.T
 
     def solve(row):
-        query, wanted, label, proved = row
-        classes = jnp.arange(num_classes, dtype=jnp.int32)
-        asked = jnp.where(wanted < 0, classes != label, classes == wanted)
-        bounds = jnp.where(asked, jnp.where(wanted == label, 0.0, proved), jnp.inf)
-        return _over_rivals(query, label, bounds, columns, bias, box)
+        query, label, bounds = row
+        return _over_rivals(query, label, bounds, columns, bias, options.box)
 
-    rows = (usable, wanted, lead.label, lead.proved)
+    rows = (pairs.queries, pairs.lead.label, pairs.bounds)
     best = planes.in_chunks(solve, rows, _CHUNK)
-    return _answer(best, lead, kernel, tolerances, kind, dtype, box, batch)
+    found = Found(best.point, best.multiplier, best.distance, best.lower_bound, best.residual)
+    return _answer(found, best.rival, pairs.lead, kernel, features, options)
+
+
+def _answer(found: Found, rival, lead, kernel, features, options) -> BoundaryPoint:
+    """The public answer, from multipliers of `k_rival - k_label` themselves."""
+    classes = jnp.arange(kernel.shape[1], dtype=jnp.int32)[None, :]
+    multiplier = found.multipliers[:, None]
+    by_class = jnp.where(classes == rival[:, None], multiplier, 0.0)
+    by_class -= jnp.where(classes == lead.label[:, None], multiplier, 0.0)
+    return domain.boundary_point(
+        found._replace(multipliers=by_class), rival, lead, options, features.dtype,
+        features.shape[:-1],
+    )  # fmt: skip
 
 
 def _over_rivals(query, label, bounds, columns, bias, box) -> _Meeting:
@@ -255,34 +282,81 @@ def _meet(query, rival, normal, offset, box) -> _Meeting:
     )
 
 
-def _answer(best: _Meeting, lead, kernel, tolerances, kind, dtype, box, batch) -> BoundaryPoint:
-    """Statuses, and everything rounded to the type of the features."""
-    rtol, atol = tolerances
-    upper, lower = best.distance, best.lower_bound
-    width = 0.5 * (upper - lower) * (upper + lower)
-    converged = jnp.isfinite(upper) & (width <= atol + 0.5 * rtol * upper * upper)
-    status = jnp.where(converged, jnp.int32(Status.CONVERGED), jnp.int32(Status.PRECISION_LIMIT))
-    status = jnp.where(jnp.isinf(lower), jnp.int32(Status.INFEASIBLE), status)
-    status = jnp.where(lead.finite, status, jnp.int32(Status.NONFINITE))
-    classes = jnp.arange(kernel.shape[1], dtype=jnp.int32)[None, :]
-    multipliers = jnp.where(classes == best.rival[:, None], best.multiplier[:, None], 0.0)
-    multipliers -= jnp.where(classes == lead.label[:, None], best.multiplier[:, None], 0.0)
-    nan = jnp.where(lead.finite, 0.0, jnp.nan)
-    # Rounding must not leave the box.
-    point = jnp.clip(
-        best.point.astype(dtype),
-        _numerics.round_up(box.lower, dtype)[None, :],
-        _numerics.round_down(box.upper, dtype)[None, :],
+def _nearest_in_hull(features, wanted, head, hull, options: Options) -> BoundaryPoint:
+    """The pairs of query and rival in two rounds: the nearest plane first, then what it leaves."""
+    kernel, bias = (jnp.asarray(part).astype(jnp.float64) for part in head)
+    pairs = _jitted_pairs(features, wanted, kernel, bias)
+    num_queries, num_classes = pairs.bounds.shape
+    rows = np.arange(num_queries, dtype=np.int32)
+    if not num_queries:
+        return _nearest_in_box(features, wanted, kernel, bias, options)
+    if not _check.is_concrete(pairs.bounds):
+        query, rival = np.indices((num_queries, num_classes), dtype=np.int32).reshape(2, -1)
+        lanes = _solve_pairs(pairs, query, rival, kernel, bias, hull)
+        return _best_of(lanes, pairs, kernel, features, options)
+    bounds = np.array(pairs.bounds)
+    rival = bounds.argmin(axis=1).astype(np.int32)
+    nearest = _solve_pairs(pairs, rows, rival, kernel, bias, hull)
+    bounds[rows, rival] = np.inf
+    left = np.argwhere(bounds < np.asarray(nearest.found.distance)[:, None]).astype(np.int32)
+    if len(left):
+        left = np.resize(left, (-(-len(left) // num_queries) * num_queries, 2))
+        rest = _solve_pairs(pairs, left[:, 0], left[:, 1], kernel, bias, hull)
+        nearest = jax.tree.map(lambda *parts: jnp.concatenate(parts), nearest, rest)
+    return _best_of(nearest, pairs, kernel, features, options)
+
+
+class _Lanes(NamedTuple):
+    """Solved pairs of query and rival; the multipliers are those of `k_rival - k_label`."""
+
+    query: Int[Array, " lanes"]
+    rival: Int[Array, " lanes"]
+    found: Found
+
+
+_jitted_pairs = jax.jit(_pairs)
+
+
+def _solve_pairs(pairs: _Pairs, query, rival, kernel, bias, hull) -> _Lanes:
+    queries, conditions, lengths, excluded = _pose_pairs(pairs, query, rival, kernel, bias)
+    found = nearest_in_hull(queries, conditions, excluded, hull)
+    multipliers = -found.multipliers[:, 0] / lengths
+    lower_bound = jnp.maximum(found.lower_bound, pairs.bounds[query, rival])
+    found = found._replace(multipliers=multipliers, lower_bound=lower_bound)
+    return _Lanes(jnp.asarray(query), jnp.asarray(rival), found)
+
+
+@jax.jit
+def _pose_pairs(pairs: _Pairs, query, rival, kernel, bias):
+    """`z_label - z_rival <= 0`, scaled; pairs that can never meet are excluded."""
+    label = pairs.lead.label[query]
+    normals = (kernel[:, label] - kernel[:, rival]).T
+    lengths = _numerics.norm(normals)
+    divisor = jnp.where(lengths > 0, lengths, 1.0)
+    columns = (normals / divisor[:, None])[:, :, None]
+    offsets = ((bias[label] - bias[rival]) / divisor)[:, None]
+    used = (lengths > 0)[:, None]
+    conditions = Conditions(columns, jnp.where(used, offsets, 0.0), used & False, used)
+    return pairs.queries[query], conditions, divisor, jnp.isinf(pairs.bounds[query, rival])
+
+
+@jax.jit
+def _best_of(lanes: _Lanes, pairs: _Pairs, kernel, features, options: Options) -> BoundaryPoint:
+    """The nearest over the rivals of each query; rivals left out are proved to be farther."""
+    found, query = lanes.found, lanes.query
+    none = jnp.full_like(pairs.bounds[:, 0], jnp.inf)
+    distance = none.at[query].min(found.distance)
+    lower_bound = none.at[query].min(found.lower_bound)
+    wins = jnp.where(
+        jnp.isinf(distance[query]),
+        found.lower_bound == lower_bound[query],
+        found.distance == distance[query],
     )
-    answer = BoundaryPoint(
-        point=point + nan[:, None].astype(dtype),
-        distance=_numerics.round_up(upper + nan, dtype),
-        distance_lower_bound=_numerics.round_down(lower + nan, dtype),
-        label=lead.label,
-        rival=best.rival,
-        multipliers=(multipliers + nan[:, None]).astype(dtype),
-        kkt_residual=_numerics.round_up(best.residual + nan, dtype),
-        domain=jnp.zeros_like(lead.label) + jnp.asarray(kind, jnp.int32),
-        status=status,
+    lane = jnp.arange(query.shape[0], dtype=jnp.int32)
+    last = jnp.full_like(pairs.lead.label, query.shape[0] - 1)
+    winner = last.at[query].min(jnp.where(wins, lane, query.shape[0] - 1))
+    best = jax.tree.map(lambda array: array[winner], found)
+    rival = jnp.where(jnp.isinf(lower_bound), pairs.lead.label, lanes.rival[winner])
+    return _answer(
+        best._replace(lower_bound=lower_bound), rival, pairs.lead, kernel, features, options
     )
-    return jax.tree.map(lambda array: array.reshape(*batch, *array.shape[1:]), answer)

@@ -164,6 +164,23 @@ class BoundaryPoint(NamedTuple):
     status: Int[Array, "*batch"]
 
 
+class TieMap(NamedTuple):
+    """Which sets of classes tie somewhere in a domain, and where.
+
+    Attributes:
+      classes: one row a set, `(sets, num_classes)`, by size, then in lexicographic order.
+      size: number of classes in each set.
+      tie: the nearest tie of each set, a `BoundaryPoint` with the sets as batch.
+      status: `CONVERGED` where the set ties, `INFEASIBLE` where it is proved not to; anything else
+        is undecided.
+    """
+
+    classes: Bool[Array, "sets num_classes"]
+    size: Int[Array, " sets"]
+    tie: BoundaryPoint
+    status: Int[Array, " sets"]
+
+
 class SegmentClasses(NamedTuple):
     """The classes along segments in feature space, exactly.
 

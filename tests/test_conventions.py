@@ -193,6 +193,15 @@ CASES: dict[str, Case] = {
         free=HULL_FIELDS,
         rtol=(2e-6, 1e-6),
     ),
+    "tie_point": Case(
+        lambda rng, dtype: (rng.normal(size=(ROWS, 5)).astype(dtype), head_of(rng, dtype)),
+        lambda features, head, **options: hullgeo.tie_point(
+            features, head, [0, 2], lower=0.0, **options
+        ),
+        options=({}, {"rtol": 1e-4}),
+        free=("multipliers", "kkt_residual"),
+        rtol=(1e-5, 1e-8),
+    ),
     "project_to_hull": Case(
         hull_inputs,
         lambda queries, vertices, **options: hullgeo.project_to_hull(queries, vertices, **options),
@@ -229,6 +238,7 @@ HOST_ONLY = {
     "segment_path": "a proof: rows without a fixed number",
     "smoothed_start": "a loop over networks",
     "trace_segment": "as many crossings as there are",
+    "tie_map": "rows are sets of classes, not queries",
 }
 
 # Nothing to derive, hence no source to name.
