@@ -122,7 +122,7 @@ def flips(network, count, peers_python, out):
             "within_1_percent": float((ratio < 1.01).mean()),
             "within_5_percent": float((ratio < 1.05).mean()),
         }
-    np.savez(out / f"flips_{network}.npz", best=best, **arrays)
+    np.savez(out / f"flips_{network}.npz", **{"best": best, **arrays})
     return rows
 
 

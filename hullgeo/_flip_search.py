@@ -20,6 +20,7 @@ Evaluate = Callable[[Any], Any]
 
 _CUTS = 10  # linearisations kept by the polish
 _ROUNDING = 16.0  # rounding of a logit, in units of eps times the largest logit
+_BLIND_GROWTH = 1.3  # of the radius where the gradient is zero
 _SEARCHES = 30  # evaluations to find the change of class on the ray
 _WIDENINGS = 14
 _ROUNDS = 3  # measurements of the rounding
@@ -38,7 +39,7 @@ class Problem(NamedTuple):
 
     def rows(self, index: Array) -> "Problem":
         """The problems of some rows, in that order."""
-        return Problem(*(part[index] for part in self[:5]), self.basis)
+        return self._replace(**{name: getattr(self, name)[index] for name in self._fields[:5]})
 
     def point(self, displacement: Array) -> Array:
         """The allowed point nearest to `origin + displacement`."""
@@ -166,7 +167,7 @@ def descend(
     """Decoupled direction and norm: rotate towards the gradient, shrink after a flip, else grow.
 
     The rotation and the change of the radius fall along a cosine. Where a gradient is zero the
-    rotation is random. The first point is `origin + displacement`.
+    rotation is random and the radius grows fast. The first point is `origin + displacement`.
     """
 
     def body(step, state):
@@ -185,9 +186,8 @@ def descend(
         found = found._replace(point=jnp.where(missed[:, None], points, found.point))
         noise = jax.random.normal(jax.random.fold_in(key, step), points.shape, points.dtype)
         direction = _unit(jnp.where(sloped[:, None], gradient, noise))
-        radius = jnp.where(
-            flipped, jnp.minimum(radius, distance) * (1 - change), radius * (1 + change)
-        )
+        growth = jnp.where(sloped, 1 + change, _BLIND_GROWTH)
+        radius = jnp.where(flipped, jnp.minimum(radius, distance) * (1 - change), radius * growth)
         moved = _unit(displacement + (rotation * radius)[:, None] * direction)
         return problem.project(moved * radius[:, None]), radius, found
 

@@ -1,8 +1,8 @@
 """Images at which chosen classes tie: min |x - x0| over the box, z_i(x) = z_j(x) >= z_k(x).
 
-Solved in pixels by the Gauss-Newton method of `inversion.py` on the differences of the logits, from
-the image itself and, where the classifier has features, also from an image whose features were
-moved to the nearest tie of the linear head; the nearer answer is returned.
+Flip points of several classes at once (arXiv:2202.04052): solved in pixels by the Gauss-Newton
+method of `inversion.py` on the differences of the logits, from the image itself and from a second
+start, an image whose features were moved to a tie of the linear head, say.
 """
 
 import math
@@ -45,7 +45,9 @@ def ambiguous_image(
       key: random key for the small steps tried where a search is stuck; a fixed one if None.
 
     Returns:
-      an `AmbiguousImage`. Its distance is an upper bound of the distance to the nearest such image.
+      an `AmbiguousImage`. Guarantee: no pixel leaves the bounds by a bit, and all numbers are those
+      of the returned image; its distance is an upper bound of that of the nearest such image. NaN
+      or infinity in a row gives that row `NONFINITE`.
 
     Raises:
       ValueError: for shapes, types, classes or options that do not fit.
@@ -95,7 +97,7 @@ def _ambiguous(classifier, images, starts, classes, lower, upper, atol, max_step
         excess = jnp.maximum(rest - chosen.mean(-1), 0)
         return jnp.concatenate([chosen[:, 1:] - chosen[:, :1], excess[:, None]], axis=1)
 
-    box = [jnp.broadcast_to(bound[None], flat.shape) for bound in (lower, upper)]
+    box = (jnp.broadcast_to(lower[None], flat.shape), jnp.broadcast_to(upper[None], flat.shape))
     one = jnp.ones_like(flat[:, 0])
     goal = jnp.zeros((flat.shape[0], classes.shape[1]), flat.dtype)
 

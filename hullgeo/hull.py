@@ -79,7 +79,7 @@ def project_to_hull(
     `hullgeo.certificate`.
     """
     hull = vertices if isinstance(vertices, Hull) else None
-    vertices = hull.vertices if hull is not None else vertices
+    vertices = vertices.vertices if isinstance(vertices, Hull) else vertices
     _check_arrays(queries, vertices, known_finite=hull is not None)
     _check.one_of("variant", variant, ("fully_corrective", *frank_wolfe.VARIANTS))
     _check.nonnegative("rtol", rtol)

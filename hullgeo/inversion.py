@@ -109,14 +109,22 @@ def invert_features(
 
 
 def total_variation(images: Any) -> Float[Array, "*batch"]:
-    """Total variation of images `(*batch, height, width, channels)`: sum of the absolute jumps.
+    """Total variation of images, the sum of the absolute jumps between neighbours.
 
-    The anisotropic form, between neighbours in a row and in a column (Rudin, Osher and Fatemi
-    1992), smoothed by 1e-3 so that it has a gradient everywhere. Scale it to weigh it:
+    The anisotropic form, along rows and columns (Rudin, Osher and Fatemi 1992), each jump smoothed
+    by 1e-3 so that there is a gradient everywhere. Scale it to weigh it:
     `lambda images: 1e-4 * total_variation(images)`.
+
+    Args:
+      images: `(*batch, height, width, channels)`.
+
+    Returns:
+      one number per image, in the units of the pixels.
     """
-    jumps = (jnp.diff(images, axis=-2), jnp.diff(images, axis=-3))
-    return sum(jnp.sqrt(jump**2 + 1e-6).sum((-3, -2, -1)) for jump in jumps)
+    across, down = (
+        jnp.sqrt(jnp.diff(images, axis=axis) ** 2 + 1e-6).sum((-3, -2, -1)) for axis in (-2, -3)
+    )
+    return across + down
 
 
 @partial(jax.jit, static_argnames="optimizer")
@@ -137,7 +145,7 @@ def _invert(
         return features_fn(points.reshape(-1, *images.shape[1:])).astype(flat.dtype)
 
     if optimizer is None:
-        box = (jnp.broadcast_to(bound[None], flat.shape) for bound in (lower, upper))
+        box = (jnp.broadcast_to(lower[None], flat.shape), jnp.broadcast_to(upper[None], flat.shape))
         answer = _gauss_newton.solve(
             evaluate, goal, scale, begin, clean, *box, rtol, max_steps, polish_steps, key
         )

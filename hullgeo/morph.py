@@ -52,8 +52,11 @@ def morph(
       xtol: width of the brackets around changes of class, relative to the step between frames.
 
     Returns:
-      a `Morph` of `num_frames` images; the first and the last are the given ones, clipped into the
-      bounds. Frames are solved from both ends' blend on, each started from the one before it. To
+      a `Morph` of `num_frames` images. Guarantee: no pixel leaves the bounds by a bit, and all
+      numbers are those of the returned frames. NaN or infinity in a row gives that row
+      `NONFINITE`. The first and the last are the given ones, clipped into the
+      bounds. Each
+      frame is the one near the blend, its search started from the frame before it. To
       see where they leave the training data, pass `morph.features` to `project_to_hull`.
 
     Raises:
@@ -178,7 +181,10 @@ def _follow(evaluate, blends, targets, scale, lower, upper, rtol, max_steps):
 
     def body(offset, frame):
         blend, target, scale = frame
-        box = (jnp.broadcast_to(bound[None], blend.shape) for bound in (lower, upper))
+        box = (
+            jnp.broadcast_to(lower[None], blend.shape),
+            jnp.broadcast_to(upper[None], blend.shape),
+        )
         start = jnp.clip(blend + offset, lower[None], upper[None])
         answer = _gauss_newton.solve(
             evaluate, target, scale, start, blend, *box, rtol, max_steps, max_steps // 2, key

@@ -52,11 +52,22 @@ class Screened(NamedTuple):
 class Oracle(Protocol):
     """What the engine needs to know of the vertices; any pytree with these members will do."""
 
-    center: Array
-    exponent: Array
-    radius: Array
-    flushed: Array
-    constant: Array
+    @property
+    def center(self) -> Array:
+        """See `Hull`, as for the next four."""
+        ...
+
+    @property
+    def exponent(self) -> Array: ...  # noqa: D102
+
+    @property
+    def radius(self) -> Array: ...  # noqa: D102
+
+    @property
+    def flushed(self) -> Array: ...  # noqa: D102
+
+    @property
+    def constant(self) -> Array: ...  # noqa: D102
 
     @property
     def num_vertices(self) -> int:

@@ -82,7 +82,7 @@ def morphs(
     Returns:
       a figure; a class in the colour of change differs from the frame before.
     """
-    figure, axes = _grid(*strips.shape[:2], theme)
+    figure, axes = _grid(strips.shape[0], strips.shape[1], theme)
     for row, frames in enumerate(strips):
         for column, frame in enumerate(frames):
             _show(axes[row][column], frame, bounds)
