@@ -134,7 +134,7 @@ def _ambiguous(classifier, images, starts, classes, lower, upper, atol, max_step
         logits=logits,
         tie_gap=(chosen.max(-1) - chosen.min(-1)) * known,
         residual=residual * known,
-        num_gradients=answers.num_jacobians.sum(0) * classes.shape[1],
+        num_gradients=answers.num_jacobians.sum(0, dtype=jnp.int32) * classes.shape[1],
         status=status,
     )
 

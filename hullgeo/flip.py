@@ -146,7 +146,7 @@ def _nearest_flip(
     flip = _flip_search.bracket(evaluate, problem, found.point)
     residual = _flip_search.kkt_residual(evaluate, problem, flip.point, flip.rival)
     status = jnp.select(
-        [~finite, already, ~found.sloped, ~flip.reached, ~flip.confirmed],
+        [~finite, already, ~(flip.reached | found.sloped), ~flip.reached, ~flip.confirmed],
         [
             jnp.full_like(predicted, int(member))
             for member in (
