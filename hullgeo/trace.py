@@ -385,7 +385,10 @@ def _refine(segments, lanes, xtol) -> list[_Change]:
         status = np.where(agree, Status.PRECISION_LIMIT, found.status)
         slope = _batches(segments, _slopes, lanes.row, (lower + upper) / 2, before, after)
         columns = (lanes.row, lower, upper, before, after, slope, found.num_evaluations, status)
-        changes += [_Change(*(value.item() for value in row)) for row in zip(*columns, strict=True)]
+        # Next to a tie another batch may round to the class before: that change is known already.
+        fresh = agree | (before == lanes.first) | (after != lanes.first)
+        rows = zip(*(column[fresh] for column in columns), strict=True)
+        changes += [_Change(*(value.item() for value in row)) for row in rows]
         more = (after != lanes.last) & (status == Status.CONVERGED) & (upper < lanes.stop)
         lanes = _Lanes(lanes.row, upper, lanes.stop, after, lanes.last)
         lanes = _Lanes(*(field[more] for field in lanes))
