@@ -36,7 +36,7 @@ def nearest_flip(
     mask: Any = None,
     subspace: Any = None,
     start: Any = None,
-    budget: int = 100,
+    budget: Any = 100,
     num_rivals: int = 3,
     num_starts: int = 1,
     key: Any = None,
