@@ -186,11 +186,16 @@ def prepare_hull(vertices: Float[Array | np.ndarray, "vertices dim"]) -> Hull:
         float64 array keeps its type whatever `jax_enable_x64` says, but a float64 hull can enter
         the caller's own `jit` only where that flag is set.
 
+    Guarantee: brackets from a `Hull` are of the vertices as passed; the rounding of the copy is part
+    of the bound.
+
     Returns:
-      a `Hull`.
+      a `Hull`, its `vertices` in the caller's units and type.
 
     Raises:
       ValueError: a wrong rank or type, no vertices, or a vertex that is not finite (unless traced).
+
+    Source: docs/hull.md, "The certificate".
     """
     _check.floating("vertices", vertices)
     _check.shape("vertices", vertices, (None, None), "(vertices, dim) with at least one vertex")
