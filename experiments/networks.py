@@ -151,7 +151,7 @@ def resnet20_linen(weights: Weights) -> tuple[ResNet20, dict[str, Any]]:
 
 def resnet20_nnx(weights: Weights) -> NNXResNet20:
     """The NNX model."""
-    model = NNXResNet20(rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: NNXResNet20(rngs=nnx.Rngs(0)))  # every weight is loaded below
     for collection in linen_variables(weights).values():
         nnx.update(model, collection)
     return model

@@ -3,11 +3,19 @@
     HULLGEO_DATA=<folder> python -m experiments.resnet20_cifar10 --out results/resnet20
     HULLGEO_DATA=<folder> python -m experiments.resnet20_cifar10 --network resnet2b --out results/2b
 
-All 50,000 training features span the hull. `--network resnet20_nnx` is the same network in NNX,
-with the same features up to float32 rounding. A run that was stopped goes on where it was.
+All 50,000 training features span the hull; 2,000 test images are located relative to it.
+`--network resnet20_nnx` is the same network in NNX, with the same features up to float32 rounding.
+A run that was stopped goes on where it was.
 
-Test accuracy to expect on the 10,000 images, as published: ResNet-20 91.73 % (64 features),
-ResNet-2b, which is adversarially trained, 69.25 % (100 features).
+What to expect (`--network`, features, test accuracy on all 10,000 images as published):
+
+- resnet20, 64 features, 91.73 %: all 2,000 test images provably outside the hull, 4.0 % of its
+  diameter away (median), 13 % at most; the nearest class hull classifies 91.5 % correctly.
+- resnet2b, adversarially trained, 100 features, 69.25 %: all 2,000 provably outside, 8.4 %
+  (median), 24 % at most; the nearest class hull classifies 70.5 % correctly.
+
+CPU time on AMD EPYC cores: 6 minutes for resnet20, of which the network takes 1.9 ms an image,
+and 2.5 for resnet2b.
 """
 
 import argparse
