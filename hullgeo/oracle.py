@@ -186,8 +186,8 @@ def prepare_hull(vertices: Float[Array | np.ndarray, "vertices dim"]) -> Hull:
         float64 array keeps its type whatever `jax_enable_x64` says, but a float64 hull can enter
         the caller's own `jit` only where that flag is set.
 
-    Guarantee: brackets from a `Hull` are of the vertices as passed; the rounding of the copy is part
-    of the bound.
+    Guarantee: brackets from a `Hull` are of the vertices as passed; the rounding of the copy is
+    part of the bound.
 
     Returns:
       a `Hull`, its `vertices` in the caller's units and type.

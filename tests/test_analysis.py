@@ -86,7 +86,7 @@ def test_features_and_accuracy(finished):
     classifier = small_network()
     for name, (images, labels) in (("train", TRAIN), ("test", TEST)):
         expected = np.maximum(
-            images.reshape(len(images), 16) @ np.asarray(classifier[0].args[0]), 0
+            images.reshape(len(images), 16) @ np.asarray(classifier.features.args[0]), 0
         )
         np.testing.assert_allclose(features[name], expected, rtol=1e-5, atol=1e-6)
         logits = expected @ classifier.head.kernel + classifier.head.bias
@@ -219,7 +219,7 @@ def test_other_labels_are_not_answered_with_old_results(again):
 def test_other_parameters_are_not_answered_with_old_results(finished, again):
     network = small_network()
     head = network.head._replace(bias=network.head.bias + np.float32([1, 0, 0]))
-    result = run(again, network=network._replace(head=head))
+    result = run(again, network=hullgeo.Classifier(network.features, head))
     assert {"boundary", "inversion", "plane", "accuracy"} <= set(result.computed)
     assert (
         result.load("boundary")["test_label"].sum() != finished.load("boundary")["test_label"].sum()
@@ -481,14 +481,14 @@ def test_a_network_that_returns_nan_is_named(tmp_path):
     network = small_network()
     broken = jax.tree.map(lambda weights: weights * jnp.nan, network.features)
     with pytest.raises(ValueError, match=r"Expected finite features.*train image 0"):
-        run(tmp_path, network=network._replace(features=broken))
+        run(tmp_path, network=hullgeo.Classifier(broken, network.head))
 
 
 def test_a_network_with_one_answer_for_all_is_named(tmp_path):
     network = small_network()
     dead = jax.tree.map(jnp.zeros_like, network.features)
     with pytest.raises(ValueError, match="features of the training images to differ"):
-        run(tmp_path, network=network._replace(features=dead))
+        run(tmp_path, network=hullgeo.Classifier(dead, network.head))
 
 
 def test_an_output_that_is_a_file(tmp_path):
