@@ -30,6 +30,7 @@ from hullgeo.morph import morph as morph
 from hullgeo.nearest import nearest_boundary_point as nearest_boundary_point
 from hullgeo.oracle import Hull as Hull
 from hullgeo.oracle import prepare_hull as prepare_hull
+from hullgeo.partition import partition as partition
 from hullgeo.plane import plane_cells as plane_cells
 from hullgeo.plane import plane_classes as plane_classes
 from hullgeo.result import AmbiguousImage as AmbiguousImage
@@ -37,11 +38,13 @@ from hullgeo.result import BoundaryDistance as BoundaryDistance
 from hullgeo.result import BoundaryPoint as BoundaryPoint
 from hullgeo.result import Crossing as Crossing
 from hullgeo.result import Domain as Domain
+from hullgeo.result import Evidence as Evidence
 from hullgeo.result import Flip as Flip
 from hullgeo.result import HullProjection as HullProjection
 from hullgeo.result import Inversion as Inversion
 from hullgeo.result import Membership as Membership
 from hullgeo.result import Morph as Morph
+from hullgeo.result import Partition as Partition
 from hullgeo.result import PlaneCells as PlaneCells
 from hullgeo.result import PlaneClasses as PlaneClasses
 from hullgeo.result import Proof as Proof

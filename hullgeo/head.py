@@ -170,11 +170,11 @@ def _segment_classes(start, end, kernel, bias) -> SegmentClasses:
         return position, classes, count, label, reached, active, step + jnp.int32(1)
 
     position, classes, count, *_ = lax.while_loop(keep_going, next_corner, state)
-    position = jnp.where(finite[None, :], position, jnp.nan).T.reshape(*batch, -1)
+    position = jnp.where(finite[None, :], position, jnp.nan).T.reshape(*batch, num_classes - 1)
     status = jnp.where(finite, Status.CONVERGED, Status.NONFINITE).astype(jnp.int32)
     return SegmentClasses(
         position.astype(dtype),
-        classes.T.reshape(*batch, -1),
+        classes.T.reshape(*batch, num_classes),
         count.reshape(batch),
         status.reshape(batch),
     )

@@ -77,6 +77,72 @@ class Proof(_Code):
     RIGOROUS = 2, "At every position, rounding included: the slack is a proved bound."
 
 
+class Evidence(_Code):
+    """How it was decided whether two cells share a facet; the first five prove nothing apart."""
+
+    UNDECIDED = 0, "Neither a common facet nor its absence is proved."
+    MIDPOINT = 1, "A witness: the plane's point nearest to the middle of two points of the cells."
+    BOUNDARY_POINT = 2, "A witness: the plane's point nearest to a point of one of the cells."
+    SEGMENT = 3, "A witness: where a segment between two given features changes class."
+    RELAXATION = 4, "A witness, moved along the plane away from the other cells."
+    PROGRAM = 5, "A witness from a linear program."
+    FARKAS = 6, "No common point: multipliers of Farkas' lemma, checked."
+    EMPTY_CELL = 7, "One of the cells is proved to be empty."
+    SAME_COLUMN = 8, "The kernel columns are equal, so that no plane lies between the classes."
+
+
+class Partition(NamedTuple):
+    """The cells of a linear head in a domain, and which of them share a facet.
+
+    Guarantee: what is True in `nonempty`, `bounded` and `facet` is proved, rounding included. False
+    is proved too wherever the status is `CONVERGED`.
+
+    Attributes:
+      nonempty: whether the cell has points in the domain, `(classes,)`.
+      bounded: whether the cell (within the domain) is bounded; an empty cell is.
+      center: centre of the largest ball in cell and domain, `(classes, dim)`; NaN where there is
+        none. In a hull the ball need not lie in the hull, only its centre. Where balls of any size
+        fit, the centre of one of them.
+      radius: radius of a ball around `center` proved to fit, the largest up to the tolerance of the
+        linear program; infinite where balls of any size fit, 0 for an empty cell.
+      facet: whether two cells share a facet, `(classes, classes)`, symmetric.
+      witness: a point in the facet's relative interior up to rounding, `(classes, classes, dim)`;
+        NaN where there is none.
+      margin: how far the witness is at least from every other cell, and from the sides of a box.
+      evidence: an `Evidence` per pair.
+      cell_status: a `Status` per class, `PRECISION_LIMIT` where it is undecided whether the cell is
+        empty or bounded.
+      status: a `Status` per pair, `PRECISION_LIMIT` where it is undecided.
+      domain: the `Domain`, a scalar.
+      absent: pairs without a common facet by Farkas' lemma, `(proofs, 2)`; a class twice where its
+        cell is empty.
+      absent_classes: classes with a multiplier in each of these proofs, `(proofs, terms)`.
+      absent_multipliers: the multipliers, for the conditions `(z_i - z_c) / |k_i - k_c| <= 0`
+        against the pair's first class c (`= 0` for the second); padded with 0.
+    """
+
+    nonempty: Bool[Array, " classes"]
+    bounded: Bool[Array, " classes"]
+    center: Float[Array, "classes dim"]
+    radius: Float[Array, " classes"]
+    facet: Bool[Array, "classes classes"]
+    witness: Float[Array, "classes classes dim"]
+    margin: Float[Array, "classes classes"]
+    evidence: Int[Array, "classes classes"]
+    cell_status: Int[Array, " classes"]
+    status: Int[Array, "classes classes"]
+    domain: Int[Array, ""]
+    absent: Int[Array, "proofs 2"]
+    absent_classes: Int[Array, "proofs terms"]
+    absent_multipliers: Float[Array, "proofs terms"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of pairs of classes decided by each kind of evidence."""
+        pairs = np.asarray(self.evidence)[np.triu_indices(len(self.nonempty), 1)]
+        return {kind.name.lower(): int(np.sum(pairs == kind)) for kind in Evidence}
+
+
 class HullProjection(NamedTuple):
     """The nearest point of a convex hull to each query, with a two-sided certificate.
 

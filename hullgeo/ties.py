@@ -6,14 +6,9 @@ For a query q and a set S of classes, with r any member of S,
         z_j(x) = z_r(x)  for j in S  and  z_j(x) <= z_r(x)  for all other j ;
 
 with one class in S this is the nearest point of its cell. The problem is solved through its dual
-(`dual_newton.py`); the multipliers of the answer bound the distance from below. Two more things
-are proved with singular values of small matrices:
-
-- *existence*: an approximate solution with a small residual lies within residual / sigma of an
-  exact one, where sigma is the least singular value of the tight conditions on the coordinates
-  that have room to move (Newton-Kantorovich for a linear system);
-- *absence*: multipliers that nearly satisfy Farkas' lemma (1902) are likewise close to exact ones.
-
+(`dual_newton.py`); the multipliers of the answer bound the distance from below. That an exact tie
+exists near the point found, or none at all (Farkas' lemma, 1902), is proved by `box_proofs.py` and
+`hull_dual.py`.
 What neither proves is left undecided, as it has to be where a tie exists in exact arithmetic only,
 such as three lines through one point.
 """
@@ -27,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from hullgeo import _check, _numerics, domain, dual_newton, planes
+from hullgeo import _check, _numerics, box_proofs, domain, dual_newton, planes
 from hullgeo.domain import Box, Found, Options
 from hullgeo.dual_newton import Conditions, Evaluation
 from hullgeo.features import LinearHead
@@ -38,8 +33,6 @@ from hullgeo.result import BoundaryPoint, TieMap
 
 _MAX_STEPS = 200
 _MOST_MAPPED = 16
-_SMALL = 1e-6  # relative size below which a multiplier counts as zero when a proof is looked for
-_ROOM = 1e-9  # room to a bound, relative to the point, that a coordinate needs to count as free
 
 
 def tie_point(
@@ -215,69 +208,8 @@ def _evaluate(query, conditions: Conditions, box: Box, dual) -> Evaluation:
         slack=jnp.where(conditions.used, slack, 0.0),
         hessian=hessian,
         objective=objective,
-        impossible=_reach(pull, unsure, offsets, dual, 0.0, box) < 0,
+        impossible=box_proofs.most(pull, unsure, offsets, dual, 0.0, box) < 0,
     )
-
-
-def _reach(pull, unsure, offsets, dual, dual_error, box: Box) -> Array:
-    """An upper bound of `sum_j y_j g_j(x)` over the box; negative proves that no x qualifies.
-
-    `pull` is A y, known up to `unsure`; `dual_error` bounds the error of y itself (its norm).
-    """
-    ends = [_times(slope, side) for slope in (pull - unsure, pull + unsure) for side in box]
-    most = jnp.max(jnp.stack(ends), axis=0)
-    constant = dual * offsets
-    rounding = 2 * (pull.shape[0] + dual.shape[0] + 6) * UNIT
-    error = rounding * (jnp.sum(jnp.abs(most)) + jnp.sum(jnp.abs(constant)))
-    return jnp.sum(most) + jnp.sum(constant) + error + dual_error * _numerics.norm(offsets)
-
-
-def _times(slope, side):
-    """Products in which 0 times infinity is 0."""
-    return jnp.where(slope == 0, 0.0, slope * jnp.where(slope == 0, 0.0, side))
-
-
-def _is_impossible(conditions: Conditions, box: Box, dual) -> Array:
-    """Whether multipliers near `dual` are proved to satisfy Farkas' lemma exactly."""
-    dual = dual / jnp.maximum(jnp.max(jnp.abs(dual)), 2.0**-1000)
-    member = conditions.used & (conditions.equal | (dual < -_SMALL))
-    dual = jnp.where(member, dual, 0.0)
-    columns = jnp.where(member[None, :], conditions.columns, 0.0)
-    size = _numerics.norm(columns)
-    pull = _numerics.product(columns, dual)
-    unsure = (2 * (dual.shape[0] + 6) * UNIT) * _numerics.product(jnp.abs(columns), jnp.abs(dual))
-    # Coordinates without a bound on the side to which they are pulled have to be pulled nowhere.
-    no_upper, no_lower = jnp.isposinf(box.upper), jnp.isneginf(box.lower)
-    pulled_up, pulled_down = pull > -_SMALL * size, pull < _SMALL * size
-    level = (no_upper & pulled_up) | (no_lower & pulled_down)
-    rank = jnp.sum(level).astype(jnp.int32)
-    least = dual_newton.singular_value(jnp.where(level[:, None], columns, 0.0), rank)
-    missing = _numerics.norm(jnp.where(level, jnp.abs(pull) + unsure, 0.0))
-    error = jnp.where(missing > 0, missing / jnp.where(least > 0, least, 0.0), 0.0)
-    error *= 1 + 64 * UNIT
-    signs = jnp.all(jnp.where(member & ~conditions.equal, dual <= -error, True))
-    pull, unsure = (jnp.where(level, 0.0, part) for part in (pull, unsure + size * error))
-    reach = _reach(pull, unsure, conditions.offsets, dual, error, box)
-    return signs & jnp.isfinite(error) & (reach < 0)
-
-
-def _existence(query, conditions: Conditions, box: Box, dual, evaluation: Evaluation) -> Array:
-    """Distance to a point proved to meet all conditions exactly, else infinity."""
-    point, values, slack = evaluation.point, evaluation.values, evaluation.slack
-    tight = conditions.equal | (dual < 0) | (values >= -8 * slack)
-    tight &= conditions.used
-    least_room = _ROOM * jnp.max(jnp.abs(point))
-    free = (point - box.lower > least_room) & (box.upper - point > least_room)
-    matrix = jnp.where(free[:, None] & tight[None, :], conditions.columns, 0.0)
-    rank = jnp.sum(tight).astype(jnp.int32)
-    least = dual_newton.singular_value(matrix, rank)
-    residual = _numerics.norm(jnp.where(tight, jnp.abs(values) + slack, 0.0))
-    move = jnp.where(residual > 0, residual / jnp.where(least > 0, least, 0.0), 0.0)
-    move *= 1 + 64 * UNIT
-    others = jnp.where(tight | ~conditions.used, True, values + slack + move <= 0)
-    proved = jnp.all(others) & ((move <= least_room) | (rank == 0))
-    distance = _numerics.norm(point - query) * (1 + 2 * (point.shape[0] + 4) * UNIT)
-    return jnp.where(proved, distance + jnp.where(proved, move, 0.0), jnp.inf)
 
 
 @jax.jit
@@ -332,8 +264,8 @@ def _solve(query, posed: _Posed, box: Box) -> Found:
     first = first._replace(impossible=first.impossible | posed.contradiction)
     search = lax.while_loop(keep_going, step, dual_newton.start(conditions, first))
     dual, last = search.accepted, search.evaluation
-    impossible = last.impossible | _is_impossible(conditions, box, dual)
-    distance = _existence(query, conditions, box, dual, last)
+    impossible = last.impossible | box_proofs.absence(conditions, box, dual)
+    distance = box_proofs.existence(query, conditions, box, dual, last)
     lower_bound = _lower_bound(query, dual, last)
     residual = jnp.max(dual_newton.violation(conditions, dual, last))
     return Found(

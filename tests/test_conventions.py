@@ -232,6 +232,7 @@ HOST_ONLY = {
     "from_linen": "runs the model once",
     "from_nnx": "runs the model once",
     "load_stage": "reads a file",
+    "partition": "linear programs on the host",
     "plane_cells": "as many polygons as there are",
     "plane_classes": "refines on the host",
     "raise_if_failed": "raises",

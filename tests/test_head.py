@@ -123,6 +123,7 @@ def test_one_class_has_no_boundary():
     classes = segment_classes(np.zeros(3), np.ones(3), head)
     assert classes.position.shape == (0,)
     np.testing.assert_array_equal(classes.classes, [0])
+    assert segment_classes(np.zeros((0, 3)), np.zeros((0, 3)), head).position.shape == (0, 0)
 
 
 def test_nan_rows_leave_the_others_right():
