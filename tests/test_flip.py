@@ -324,7 +324,7 @@ def saturated(first, amount, images):
 
 
 @pytest.mark.slow
-def test_a_saturated_network_is_flipped_by_homotopy_and_by_nothing_else():
+def test_a_saturated_network_is_flipped_nearer_by_homotopy():
     rng = np.random.default_rng(0)
     first = rng.normal(size=(64, 3)).astype(np.float32) / 8
     first -= first.mean(0)
@@ -335,8 +335,7 @@ def test_a_saturated_network_is_flipped_by_homotopy_and_by_nothing_else():
     labels = np.asarray(classifier(images)).argmax(-1)
     assert (labels == 0).all()
     plain = nearest_flip(classifier, images, num_starts=4)
-    assert (plain.status != Status.CONVERGED).all()
     start = hullgeo.smoothed_start(smoothed, images, labels, amounts=(10.0, 1.0, 0.1, 0.01))
     flip = nearest_flip(classifier, images, start=start)
     assert (np.asarray(classifier(flip.image)).argmax(-1) == 1).all()
-    assert np.isfinite(flip.distance).all()
+    assert np.median(flip.distance) < 0.75 * np.median(plain.distance)
