@@ -333,7 +333,8 @@ def _daqp(row: dict[str, Any]) -> float:
     return next(p["median_ms"] for p in row["peers"] if p["name"] == "DAQP" and "median_ms" in p)
 
 
-def versions(options: argparse.Namespace) -> dict[str, Any]:
+def versions() -> dict[str, Any]:
+    """What a number depends on: packages, processor, date."""
     import importlib.metadata
 
     packages = "jax", "numpy", "scipy", "daqp", "quadprog", "qpax", "clarabel", "osqp", "polytopax"
@@ -346,12 +347,7 @@ def versions(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "versions": found,
         "date": datetime.date.today().isoformat(),
-        "cores": len(options.cores),
         "processor": _processor(),
-        "options": {
-            key: getattr(options, key)
-            for key in ("variant", "queries", "rtol", "max_steps", "repeats", "peer_seconds")
-        },
     }
 
 
@@ -391,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         return []
     os.sched_setaffinity(0, {max(options.cores)})
     try:
-        about = versions(options)
+        about = versions() | {"options": {key: str(x) for key, x in vars(options).items()}}
         print(json.dumps(about), flush=True)
         rows = []
         for name in options.problems:

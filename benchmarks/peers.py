@@ -113,7 +113,8 @@ def make_wolfe(vertices: np.ndarray) -> Solver:
         rows = np.empty((most, len(query)))
         rows[0] = vertices[index[0]] - query
         gram = np.empty((most, most))
-        gram[0, 0] = rows[0] @ rows[0] + 1
+        constant = rows[0] @ rows[0] or 1.0
+        gram[0, 0] = 2 * constant
         weights = np.ones(1)
         size = 1
         residual = rows[0]
@@ -125,22 +126,25 @@ def make_wolfe(vertices: np.ndarray) -> Solver:
             if gap <= 1e-13 * square or new in index or size == most:
                 break
             rows[size] = vertices[new] - query
-            gram[size, : size + 1] = rows[: size + 1] @ rows[size] + 1
+            gram[size, : size + 1] = rows[: size + 1] @ rows[size] + constant
             gram[: size + 1, size] = gram[size, : size + 1]
             index.append(new)
             weights = np.append(weights, 0.0)
             size += 1
             while True:
-                # H y = 1 with H = U U' + 1: the affine minimiser is y / sum(y).
+                # H y = 1 with H = U U' + constant: the affine minimiser is y / sum(y).
                 _, affine, failed = posv(gram[:size, :size], np.ones(size))
                 if failed:
                     affine = np.linalg.lstsq(gram[:size, :size], np.ones(size))[0]
                 affine = affine / affine.sum()
+                if not np.isfinite(affine).all():
+                    return np.array(index), weights
                 if affine.min() > 0:
                     weights = affine
                     break
                 shrinking = affine <= 0
-                ratio = weights[shrinking] / (weights[shrinking] - affine[shrinking])
+                fall = weights[shrinking] - affine[shrinking]
+                ratio = np.divide(weights[shrinking], fall, out=np.zeros(len(fall)), where=fall > 0)
                 weights = weights + ratio.min() * (affine - weights)
                 keep = weights > 1e-14
                 keep[np.flatnonzero(shrinking)[ratio.argmin()]] = False
