@@ -55,7 +55,7 @@ from hullgeo.result import Status as Status
 from hullgeo.result import TieMap as TieMap
 from hullgeo.result import failed as failed
 from hullgeo.result import raise_if_failed as raise_if_failed
-from hullgeo.stages import load_stage as load_stage
+from hullgeo.staging import load_stage as load_stage
 from hullgeo.ties import tie_map as tie_map
 from hullgeo.ties import tie_point as tie_point
 from hullgeo.trace import segment_path as segment_path

@@ -18,7 +18,8 @@ import numpy as np
 
 from hullgeo import _check, _store
 from hullgeo.features import Classifier
-from hullgeo.stages import STAGES, Inputs, Stage, Values, apply_padded, join, load_stage
+from hullgeo.stages import STAGES
+from hullgeo.staging import Inputs, Stage, Values, apply_padded, join, load_stage
 
 
 class Analysis(NamedTuple):
@@ -92,21 +93,8 @@ def analyze(
       ValueError: for images, labels, options or a folder that cannot be used, naming them.
       OSError: when the disk is full; finished stages are kept.
     """
-    if not (len(bounds) == 2 and np.isfinite(bounds).all() and bounds[0] < bounds[1]):
-        _check.fail("bounds", bounds, "to be two numbers (lower, upper), lower < upper")
-    train, test = _checked_set("train", train, bounds), _checked_set("test", test, bounds)
-    kernel, bias = (np.asarray(part) for part in classifier.head)
-    num_classes = kernel.shape[1]
-    axes = ", ".join(map(str, train[0].shape[1:]))
-    for name, (images, labels) in (("train", train), ("test", test)):
-        if images.shape[1:] != train[0].shape[1:]:
-            _check.fail(f"{name}[0].shape", images.shape, f"to be (n, {axes}) as in train[0]")
-        if labels.max() >= num_classes:
-            _check.fail(
-                f"{name}[1].max()",
-                int(labels.max()),
-                f"to be below the head's {num_classes} classes",
-            )
+    num_classes = classifier.head.kernel.shape[1]
+    train, test = _checked_sets(train, test, bounds, num_classes)
     names = [str(i) for i in range(num_classes)] if class_names is None else list(class_names)
     if len(names) != num_classes:
         _check.fail("class_names", names, f"to hold one name for each of {num_classes} classes")
@@ -124,6 +112,7 @@ def analyze(
         "num_inversions": int(num_inversions),
         "inversion_steps": int(inversion_steps),
     }
+    kernel, bias = (np.asarray(part) for part in classifier.head)
     data: dict[str, Values] = {
         "network": {"classifier": classifier},
         "head": {"kernel": kernel, "bias": bias},
@@ -132,36 +121,36 @@ def analyze(
     }
     digests = {name: _store.digest(data[name]) for name in ("head", "train", "test")}
     digests["network"] = _store.digest([_bits(leaf) for leaf in jax.tree.leaves(classifier)])
+
+    folder = _store.prepare_folder(out)
+    saved = _store.prepare_folder(folder / "data")
     about = {
         "title": title,
         "class_names": [str(name) for name in names],
-        "options": {**options, "batch_size": batch_size},
+        "options": {**options, "batch_size": int(batch_size)},
         "digests": dict(digests),
         "image_shape": list(train[0].shape[1:]),
         "stages": [stage.name for stage in stages],
+        "versions": _versions(),
     }
-    folder = _store.prepare_folder(out)
-    saved = _store.prepare_folder(folder / "data")
-    _store.write(saved / "about.npz", None, {**about, "versions": _versions()})
-    labels = {"train_labels": train[1], "test_labels": test[1]}
-    _store.write(saved / "labels.npz", None, labels)
-
+    _store.write(saved / "about.npz", None, about)
+    _store.write(saved / "labels.npz", None, {"train_labels": train[1], "test_labels": test[1]})
     computed = []
     for stage in _with_progress(stages, progress):
-        view = Inputs(
+        source = _source(stage, options, digests)
+        path = saved / f"{stage.name}.npz"
+        inputs = Inputs(
             data={name: data[name] for name in stage.needs},
-            options={name: options[name] for name in stage.options},
-            chunks=lambda *args: None,  # type: ignore[arg-type]
+            options=source["options"],
+            chunks=_saved_chunks(path, source, progress),
             batch_size=batch_size,
             devices=devices,
             progress=progress,
         )
-        source = _source(stage, options, digests)
-        path = saved / f"{stage.name}.npz"
         found = _store.find(path, source)
-        if found is None or (stage.confirm and not stage.confirm(view, found.values)):
+        if found is None or (stage.confirm and not stage.confirm(inputs, found.values)):
             start = time.perf_counter()
-            values = stage.compute(view._replace(chunks=_saved_chunks(path, source, progress)))
+            values = stage.compute(inputs)
             found = _store.write(path, source, values, seconds=time.perf_counter() - start)
             computed.append(stage.name)
         for block in saved.glob(f"{stage.name}.block*.npz"):
@@ -217,10 +206,25 @@ def _with_progress(steps: Sequence[Any], progress: bool, name: str = "analysis")
         yield step
 
 
-def _checked_set(
-    name: str, pair: Any, bounds: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
+def _checked_sets(
+    train: Any, test: Any, bounds: Any, num_classes: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Images and labels that every stage can take, as NumPy arrays."""
+    if not (np.shape(bounds) == (2,) and np.isfinite(bounds).all() and bounds[0] < bounds[1]):
+        _check.fail("bounds", bounds, "to be two numbers (lower, upper), lower < upper")
+    train, test = _checked_pair("train", train, bounds), _checked_pair("test", test, bounds)
+    if test[0].shape[1:] != train[0].shape[1:]:
+        axes = ", ".join(map(str, train[0].shape[1:]))
+        _check.fail("test[0].shape", test[0].shape, f"to be (n, {axes}) as in train[0]")
+    for name, (_, labels) in (("train", train), ("test", test)):
+        if labels.max() >= num_classes:
+            limit = f"to be below the number of the head's classes, {num_classes}"
+            _check.fail(f"{name}[1].max()", int(labels.max()), limit)
+    return train, test
+
+
+def _checked_pair(name: str, pair: Any, bounds: Any) -> tuple[np.ndarray, np.ndarray]:
+    """One pair of images and labels."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         _check.fail(name, type(pair).__name__, "to be a pair (images, labels)")
     images, labels = (np.asarray(part) for part in pair)
@@ -231,18 +235,17 @@ def _checked_set(
         _check.fail(f"{name}[1].dtype", str(labels.dtype), "to be an integer type")
     if labels.min() < 0:
         _check.fail(f"{name}[1].min()", int(labels.min()), "to be >= 0")
-    lower, upper = bounds
     for start in range(0, len(images), 4096):
-        block = images[start : start + 4096]
-        if not ((block >= lower) & (block <= upper)).all():
-            _refuse_values(name, block, start, bounds)
+        _check_values(name, images[start : start + 4096], start, bounds)
     return images, labels
 
 
-def _refuse_values(name: str, block: np.ndarray, start: int, bounds: tuple[float, float]) -> None:
+def _check_values(name: str, block: np.ndarray, start: int, bounds: Any) -> None:
     """Name the first image that holds NaN, infinity, or a value outside the bounds."""
     lower, upper = bounds
     bad = ~((block >= lower) & (block <= upper))
+    if not bad.any():
+        return
     index = tuple(int(i) for i in np.argwhere(bad)[0])
     value = float(block[index])
     where = f"{name}[0][{start + index[0]}, {index[1]}, {index[2]}, {index[3]}]"

@@ -15,8 +15,9 @@ import numpy as np
 
 from hullgeo import _store
 from hullgeo.result import Status
-from hullgeo.sections import SECTIONS, Data
-from hullgeo.stages import load_stage
+from hullgeo.sections import SECTIONS
+from hullgeo.staging import load_stage
+from hullgeo.telling import Data
 
 _TIMES = " \u00d7 "
 

@@ -1,68 +1,22 @@
 """The stages of an analysis, each one function from saved data to saved data.
 
-A stage names what it reads: `train`, `test`, `network` and `head` are the inputs, the others are
-earlier stages. Nothing else reaches its function, so that the fingerprint of what it names is the
-fingerprint of its result. To add one, write its function, put it into `STAGES`, and give it a
-section in `hullgeo.report`.
+To add one, write its function, put it into `STAGES` with what it reads, and give it a section in
+`hullgeo.sections`.
 """
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
 import numpy as np
 
-from hullgeo import _plane, _statistics, _store
-from hullgeo.features import LinearHead, extract_features
-from hullgeo.flip import nearest_flip
+from hullgeo import _plane, _statistics
+from hullgeo.features import extract_features
 from hullgeo.head import boundary_distance
 from hullgeo.hull import membership, project_to_hull
-from hullgeo.inversion import invert_features
-from hullgeo.result import Membership
+from hullgeo.oracle import prepare_hull
+from hullgeo.stages_pixels import flips, gallery, inversion
+from hullgeo.staging import Inputs, Stage, Values, head_of, in_blocks
 
 _HULL_ROWS = 512
 _BOUNDARY_ROWS = 8192
 _NEAR_PLANE = 120
-Values = dict[str, Any]
-
-
-class Inputs(NamedTuple):
-    """What a stage's function sees.
-
-    Attributes:
-      data: the values of each input or stage it named, by name.
-      options: the options it named, by name.
-      chunks: `chunks(function, rows, size)` applies `function` to blocks of rows and joins the
-        dictionaries of arrays it returns. Finished blocks are saved, and skipped in a second run.
-      batch_size, devices, progress: how to compute, without influence on what.
-    """
-
-    data: Mapping[str, Values]
-    options: Mapping[str, Any]
-    chunks: Callable[[Callable[[np.ndarray], Values], np.ndarray, int], Values]
-    batch_size: int
-    devices: Any
-    progress: bool
-
-
-class Stage(NamedTuple):
-    """One step of the analysis.
-
-    Attributes:
-      name: of the stage and of its file.
-      compute: from `Inputs` to arrays and scalars by name.
-      needs: names of the inputs and earlier stages it reads.
-      options: names of the options it depends on.
-      confirm: whether stored values still hold, for what a fingerprint cannot see.
-    """
-
-    name: str
-    compute: Callable[[Inputs], Values]
-    needs: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    confirm: Callable[[Inputs, Values], bool] | None = None
 
 
 def features(inputs: Inputs) -> Values:
@@ -109,10 +63,10 @@ def confirm_features(inputs: Inputs, values: Values) -> bool:
 
 def accuracy(inputs: Inputs) -> Values:
     """Predicted classes, share correct, and the confusion matrix (rows: true class)."""
-    head, values = _head(inputs), {}
+    head, values = head_of(inputs), {}
     for name in ("train", "test"):
         labels = inputs.data[name]["labels"]
-        logits = _in_blocks(
+        logits = in_blocks(
             lambda rows: {"logits": head(rows)}, inputs.data["features"][name], _BOUNDARY_ROWS
         )["logits"]
         predicted = logits.argmax(axis=1).astype(np.int32)
@@ -162,10 +116,11 @@ def statistics(inputs: Inputs) -> Values:
 def hull(inputs: Inputs) -> Values:
     """Bracketed distance of every test image's features to the hull of all training features."""
     vertices, queries = _without_constants(inputs)
+    prepared = prepare_hull(vertices)
     rtol, diameter = inputs.options["rtol"], inputs.data["statistics"]["diameter_lower"]
 
     def project(queries: np.ndarray) -> Values:
-        found = project_to_hull(queries, vertices, rtol=rtol, atol=_atol(rtol, diameter))
+        found = project_to_hull(queries, prepared, rtol=rtol, atol=_atol(rtol, diameter))
         nearest, nearest_distance = _statistics.nearest(queries, vertices)
         return {
             "distance": found.distance,
@@ -190,17 +145,20 @@ def class_hulls(inputs: Inputs) -> Values:
     num_classes = inputs.data["head"]["kernel"].shape[1]
     members = [np.flatnonzero(labels == label) for label in range(num_classes)]
     size = max(len(rows) for rows in members)
+    # Repeated vertices leave a hull as it is, and hulls of equal sizes are compiled once.
+    prepared = {
+        label: prepare_hull(vertices[np.resize(rows, size)])
+        for label, rows in enumerate(members)
+        if len(rows)
+    }
     rtol, diameter = inputs.options["rtol"], inputs.data["statistics"]["diameter_lower"]
 
     def project(queries: np.ndarray) -> Values:
         distance = np.full((len(queries), num_classes), np.inf, queries.dtype)
         lower, status = distance.copy(), np.zeros(distance.shape, np.int32)
-        for label, rows in enumerate(members):
-            if len(rows) == 0:
-                continue
-            # Repeated vertices leave a hull as it is, and equal sizes are compiled once.
+        for label, vertices_of_class in prepared.items():
             found = project_to_hull(
-                queries, vertices[np.resize(rows, size)], rtol=rtol, atol=_atol(rtol, diameter)
+                queries, vertices_of_class, rtol=rtol, atol=_atol(rtol, diameter)
             )
             distance[:, label] = found.distance
             lower[:, label] = found.distance_lower_bound
@@ -212,9 +170,9 @@ def class_hulls(inputs: Inputs) -> Values:
 
 def boundary(inputs: Inputs) -> Values:
     """Distance of every image's features to the nearest decision boundary, and who is there."""
-    head, values = _head(inputs), {}
+    head, values = head_of(inputs), {}
     for name in ("train", "test"):
-        found = _in_blocks(
+        found = in_blocks(
             lambda rows: boundary_distance(rows, head)._asdict(),
             inputs.data["features"][name],
             _BOUNDARY_ROWS,
@@ -223,89 +181,9 @@ def boundary(inputs: Inputs) -> Values:
     return values
 
 
-def gallery(inputs: Inputs) -> Values:
-    """The images worth looking at: most ambiguous, most extrapolated, most confidently wrong."""
-    count = inputs.options["num_shown"]
-    images, labels = inputs.data["test"]["images"], inputs.data["test"]["labels"]
-    near = inputs.data["boundary"]["test_distance"]
-    hull_data = inputs.data["hull"]
-    wrong = np.flatnonzero(inputs.data["accuracy"]["test_predicted"] != labels)
-    outside = np.flatnonzero(hull_data["verdict"] == Membership.OUTSIDE)
-    extrapolated = outside[np.argsort(-hull_data["lower"][outside], kind="stable")[:count]]
-    values = {
-        "ambiguous": np.argsort(near, kind="stable")[:count],
-        "extrapolated": extrapolated,
-        "wrong": wrong[np.argsort(-near[wrong], kind="stable")[:count]],
-    }
-    shown = {f"{name}_images": images[rows] for name, rows in values.items()}
-    parents = hull_data["support"][extrapolated]
-    return {**values, **shown, "parent_images": inputs.data["train"]["images"][parents]}
-
-
-def inversion(inputs: Inputs) -> Values:
-    """A few nearest boundary points taken back to pixels, from easy to hard."""
-    head, classifier = _head(inputs), inputs.data["network"]["classifier"]
-    images, near = inputs.data["test"]["images"], inputs.data["boundary"]
-    rows = _from_easy_to_hard(inputs)
-    if len(rows) == 0:
-        return {"rows": rows}
-    label, rival = near["test_label"][rows], near["test_rival"][rows]
-    target = _boundary_points(inputs.data["features"]["test"][rows], label, rival, head)
-    found = invert_features(
-        classifier.features,
-        target,
-        images[rows],
-        bounds=inputs.options["bounds"],
-        max_steps=inputs.options["inversion_steps"],
-    )
-    logits = np.asarray(head(found.features), np.float64)
-    before = np.asarray(head(inputs.data["features"]["test"][rows]), np.float64)
-    index = np.arange(len(rows))
-    gap_after = logits[index, label] - logits[index, rival]
-    return {
-        "rows": rows,
-        "before": images[rows],
-        "after": np.asarray(found.image),
-        "target": target,
-        "residual": np.asarray(found.residual),
-        "pixel_distance": np.asarray(found.pixel_distance),
-        "active": np.asarray(found.active),
-        "num_gradients": np.asarray(found.num_gradients),
-        "status": np.asarray(found.status),
-        "label": label,
-        "rival": rival,
-        "label_after": logits.argmax(axis=1).astype(np.int32),
-        "gap_closed": 1.0 - gap_after / (before[index, label] - before[index, rival]),
-        "feature_distance": near["test_distance"][rows],
-    }
-
-
-def flips(inputs: Inputs) -> Values:
-    """The nearest flips found of a few images, from easy to hard."""
-    rows = _from_easy_to_hard(inputs)
-    if len(rows) == 0:
-        return {"rows": rows}
-    images = inputs.data["test"]["images"][rows]
-    classifier, bounds = inputs.data["network"]["classifier"], inputs.options["bounds"]
-    found = nearest_flip(classifier, images, bounds=bounds)
-    return {"rows": rows, "before": images} | {
-        name: np.asarray(value) for name, value in found._asdict().items()
-    }
-
-
-def _from_easy_to_hard(inputs: Inputs) -> np.ndarray:
-    """Rows of correctly classified test images, evenly by their distance to the boundary."""
-    near = inputs.data["boundary"]
-    correct = inputs.data["accuracy"]["test_predicted"] == inputs.data["test"]["labels"]
-    usable = np.flatnonzero(correct & np.isfinite(near["test_distance"]))
-    order = usable[np.argsort(near["test_distance"][usable], kind="stable")]
-    count = min(inputs.options["num_inversions"], len(order))
-    return order[np.rint(np.linspace(0.05, 0.95, count) * (len(order) - 1)).astype(int)]
-
-
 def plane(inputs: Inputs) -> Values:
     """The plane through the features of three images, its exact class cells, and who is near it."""
-    head = _head(inputs)
+    head = head_of(inputs)
     points = np.asarray(inputs.data["features"]["test"], np.float64)
     kernel, bias = (np.asarray(part, np.float64) for part in head)
     if points.shape[1] == 1:  # a line is shown as a plane on which the second axis changes nothing
@@ -344,17 +222,6 @@ def plane(inputs: Inputs) -> Values:
     }
 
 
-def _boundary_points(
-    points: np.ndarray, label: np.ndarray, rival: np.ndarray, head: LinearHead
-) -> np.ndarray:
-    """The foot of each point on the plane where its class and its rival tie."""
-    kernel, bias = (np.asarray(part, np.float64) for part in head)
-    wide = np.asarray(points, np.float64)
-    normal = (kernel[:, label] - kernel[:, rival]).T
-    gap = np.sum(wide * normal, axis=1) + bias[label] - bias[rival]
-    return (wide - (gap / np.sum(normal**2, axis=1))[:, None] * normal).astype(points.dtype)
-
-
 def _without_constants(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Training and test features without the units that have one value on all of them.
 
@@ -363,10 +230,6 @@ def _without_constants(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     train, test = inputs.data["features"]["train"], inputs.data["features"]["test"]
     varying = (np.ptp(train, axis=0) > 0) | (test != train[0]).any(axis=0)
     return train[:, varying], test[:, varying]
-
-
-def _head(inputs: Inputs) -> LinearHead:
-    return LinearHead(inputs.data["head"]["kernel"], inputs.data["head"]["bias"])
 
 
 def _atol(rtol: float, diameter: float) -> float:
@@ -382,63 +245,6 @@ def _largest_weights(support: np.ndarray, weights: np.ndarray, count: int = 4) -
         "support": np.take_along_axis(support, order, axis=-1),
         "weights": np.take_along_axis(weights, order, axis=-1),
     }
-
-
-def _in_blocks(function: Callable[[Any], Values], rows: Any, size: int) -> Values:
-    """`function` on blocks of equal length, so that it is compiled once, joined again."""
-    blocks = [apply_padded(function, rows[i : i + size], size, len(rows))
-              for i in range(0, len(rows), size)]  # fmt: skip
-    return join(blocks)
-
-
-def apply_padded(
-    function: Callable[[Any], Values], block: np.ndarray, size: int, total: int
-) -> Values:
-    """`function(block)` with the last of several blocks filled up by its own last row, and cut."""
-    length = len(block)
-    if length < size < total:
-        block = np.concatenate([block, np.repeat(block[-1:], size - length, axis=0)])
-    values = jax.tree.map(np.asarray, function(block))
-    return {name: array[:length] for name, array in values.items()}
-
-
-def join(blocks: Sequence[Values]) -> Values:
-    """Dictionaries of arrays, joined along their first axis."""
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-
-
-def load_stage(out: str | os.PathLike[str], stage: str) -> dict[str, Any]:
-    """The saved arrays and scalars of one stage of an analysis.
-
-    Args:
-      out: the folder given to `analyze`.
-      stage: name of the stage, e.g. "hull"; "about" holds titles and options, "labels" the labels.
-
-    Returns:
-      arrays and scalars by name, every byte checked.
-
-    Raises:
-      FileNotFoundError: if the stage was not computed.
-      ValueError: if its file is damaged, or left from other images or options than those of the
-        last run, which was not completed; naming it.
-    """
-    folder = Path(out) / "data"
-    path = folder / f"{stage}.npz"
-    stored = _store.read(path)
-    if stored.source is not None:
-        about = _store.read(folder / "about.npz").values
-        same = all(
-            about["options"][name] == value for name, value in stored.source["options"].items()
-        )
-        for name, digest in stored.source["needs"].items():
-            known = about["digests"].get(name) or _store.read(folder / f"{name}.npz").digest
-            same = same and known == digest
-        if not same:
-            raise ValueError(
-                f"Expected {path} to belong to the last run in {out}, got a result of other images "
-                f"or options. Run analyze again to complete it."
-            )
-    return stored.values
 
 
 STAGES = (

@@ -11,7 +11,7 @@ import test_analysis
 from sklearn.metrics import roc_auc_score
 
 import hullgeo
-from hullgeo import Membership, Status, sections
+from hullgeo import Membership, Status, sections, telling
 from hullgeo.report import write_report
 from hullgeo.stages import STAGES
 
@@ -227,7 +227,7 @@ def test_nothing_to_report_on(tmp_path):
 
 @pytest.mark.parametrize(("count", "total"), [(0, 5), (5, 5), (9, 10), (352, 360)])
 def test_wilson_is_scipys(count, total):
-    low, high = sections.wilson(count, total)
+    low, high = telling.wilson(count, total)
     expected = scipy.stats.binomtest(count, total).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
@@ -236,12 +236,12 @@ def test_rank_probability_is_the_area_under_the_curve():
     rng = np.random.default_rng(0)
     left, right = rng.integers(0, 9, size=30), rng.integers(0, 7, size=50)
     expected = roc_auc_score(np.repeat([1, 0], [30, 50]), np.concatenate([left, right]))
-    assert sections.rank_probability(left, right) == pytest.approx(expected)
-    assert sections.rank_probability(left[:0], right) is None
+    assert telling.rank_probability(left, right) == pytest.approx(expected)
+    assert telling.rank_probability(left[:0], right) is None
 
 
 def test_counts_in_words():
-    assert re.sub("\u00a0", " ", sections.of(352, 360, "images")) == "352 of 360 images (97.8 %)"
-    assert sections.of(5, 5, "images") == "all 5 images"
-    assert sections.of(0, 5) == "none of 5"
-    assert sections.of(1999, 2000).endswith("(99.95\u00a0%)")
+    assert re.sub("\u00a0", " ", telling.of(352, 360, "images")) == "352 of 360 images (97.8 %)"
+    assert telling.of(5, 5, "images") == "all 5 images"
+    assert telling.of(0, 5) == "none of 5"
+    assert telling.of(1999, 2000).endswith("(99.95\u00a0%)")
