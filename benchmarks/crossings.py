@@ -8,8 +8,8 @@ Proofs: `trace_segment(..., proof=True)` on `--resnet2b` and `--resnet20` segmen
 in float64 on `--float64` segments of each, against 20, 100, 1,000 and 20,000 equidistant samples:
 how many changes of class they miss, what either takes, and whether any sample contradicts a proof
 (a class other than the proved one, farther than 1e-5 from a crossing, since float32 evaluation
-moves it by about 1e-6). Programs are compiled beforehand, on a segment that is not counted. Times are CPU
-seconds of the whole process beside wall seconds, since a shared machine stretches the latter.
+moves it by about 1e-6). Programs are compiled beforehand, on a segment that is not counted. Times
+are CPU seconds of the whole process beside wall seconds, since a shared machine stretches those.
 
 One line a segment is appended to `--out`; a run that was stopped goes on where it was. About three
 CPU minutes a segment of ResNet-20, one second for ResNet-2b. `--summary` prints the tables of

@@ -119,15 +119,15 @@ class Prover:
         if not rounding_bound.has_bound(self.program):
             return False
         images = _images(line, np.linspace(0, 1, 9))
-        logits, largest = self.wide.evaluate(constants, images)
+        logits, reach = self.wide.evaluate(constants, images)
         rows = Rows(np.zeros(len(logits)), logits)
-        slack = self._rigorous_slack(constants, line, largest, rows)
+        slack = self._rigorous_slack(constants, line, reach, rows)
         return slack <= _RIGOROUS_SHARE * _scale(rows)
 
-    def _rigorous_slack(self, constants, line, largest, rows):
+    def _rigorous_slack(self, constants, line, reach, rows):
         """Twice the error of a logit, and what reading off the envelope rounds."""
         pixels = np.maximum(np.abs(line.first), np.abs(line.last))
-        error = self._error(constants, pixels, largest)
+        error = self._error(constants, pixels, reach)
         return 2 * error.max() + 32 * float(np.finfo(np.float64).eps) * _scale(rows)
 
     def _narrow_error(self, constants, line, rows):

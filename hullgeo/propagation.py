@@ -130,8 +130,8 @@ class Propagator:
           progress: called with the share of the lines' length that is done.
 
         Returns:
-          the rows of each line, and the largest magnitude met of each unit of the differences
-          (by the index of the value); None beyond `max_rows`.
+          the rows of each line, and the reach of each unit of the differences by the index of the
+          value: the largest -d and d met, `(2, *shape)`; None beyond `max_rows`.
         """
         devices = devices or [jax.local_devices()[0]] * (os.cpu_count() or 1)
         parts = []
@@ -149,8 +149,8 @@ class Propagator:
     def evaluate(
         self, constants: dict[int, Any], images: np.ndarray
     ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """The output at some images `(rows, *image)`, and magnitudes as of `propagate`."""
-        found, magnitudes = [], []
+        """The output at some images `(rows, *image)`, and reaches as of `propagate`."""
+        found, reaches = [], []
         device = jax.local_devices()[0]
         with _numerics.float64(), jax.default_device(device):
             constants = jax.device_put(constants, device)
@@ -162,13 +162,13 @@ class Propagator:
                 outputs = {}
                 for number, block in enumerate(self.program.blocks):
                     part = _Part(0, number, here[1], unit, stored)
-                    outputs, _, largest, _ = self._run(part, constants, device)
+                    outputs, _, reach, _ = self._run(part, constants, device)
                     stored |= {value: _Stored(array, *here) for value, array in outputs.items()}
                     if block.difference is not None:
-                        magnitudes.append({block.difference.index: np.asarray(largest, np.float64)})
+                        reaches.append({block.difference.index: np.asarray(reach, np.float64)})
                 output = np.asarray(outputs[self.program.output], np.float64)
                 found.append(output[: len(some)].reshape(len(some), -1))
-        return np.concatenate(found), _largest(magnitudes)
+        return np.concatenate(found), _largest(reaches)
 
     def _run(self, part, constants, device):
         """The compiled block on a part."""
@@ -191,10 +191,10 @@ class Propagator:
     def step(
         self, part: _Part, constants: dict[int, Any], device: jax.Device
     ) -> tuple[Any, dict[int, np.ndarray]]:
-        """One block on one part: the parts that follow, or rows of the output; magnitudes."""
+        """One block on one part: the parts that follow, or rows of the output; reaches."""
         block = self.program.blocks[part.block]
         count = len(part.position)
-        outputs, changes, largest, jump = self._run(part, constants, device)
+        outputs, changes, reach, jump = self._run(part, constants, device)
         if block.kink is not None and block.kink.rule == "select":
             _check_continuity(np.asarray(jump)[:count], self.dtype)
         if block.difference is None:
@@ -207,8 +207,8 @@ class Propagator:
             stored[value] = _Stored(outputs[value], *here)
         affected = np.flatnonzero(np.asarray(changes)[: count - 1])
         knots = _sign_changes(outputs[block.difference], affected)
-        magnitude = {block.difference.index: np.asarray(largest, np.float64)}
-        return self._insert(part, stored, *knots), magnitude
+        reach_of = {block.difference.index: np.asarray(reach, np.float64)}
+        return self._insert(part, stored, *knots), reach_of
 
     def _insert(self, part, stored, row, unit, fraction):
         """The rows with the knots inserted, cut into parts that share their end rows."""
@@ -255,7 +255,7 @@ class _Run:
         self._busy = self._count = 0
         self._done = 0.0
         self._error: BaseException | None = None
-        self._largest: dict[int, np.ndarray] = {}
+        self._reach: dict[int, np.ndarray] = {}
 
     def drain(self, parts, num_lines, devices):
         self._stack = parts[::-1]
@@ -275,7 +275,7 @@ class _Run:
             return None
         ordered = [sorted(found, key=lambda rows: rows.position[0]) for found in self._found]
         return [Rows(*map(np.concatenate, zip(*found, strict=True))) for found in ordered], (
-            self._largest
+            self._reach
         )
 
     def _work(self, device):
@@ -301,7 +301,7 @@ class _Run:
     def _stopped(self):
         return self._error is not None or self._count > self._max_rows
 
-    def _give(self, part, result, magnitude):
+    def _give(self, part, result, reach):
         with self._lock:
             self._busy -= 1
             if isinstance(result, Rows):
@@ -311,14 +311,14 @@ class _Run:
                 self._progress(self._done)
             else:
                 self._stack.extend(reversed(result))
-                self._largest = _largest([self._largest, magnitude])
+                self._reach = _largest([self._reach, reach])
             self._lock.notify_all()
 
 
-def _largest(magnitudes):
+def _largest(reaches):
     """Entrywise maxima of dictionaries of arrays."""
     result: dict[int, np.ndarray] = {}
-    for some in magnitudes:
+    for some in reaches:
         for key, array in some.items():
             result[key] = np.maximum(result[key], array) if key in result else array
     return result
@@ -360,7 +360,7 @@ def _run_block(
 
     Returns:
       the outputs, one row longer than the part; whether any unit changes sign between each row and
-      the next; the largest magnitude of each unit; the relative jump of a selection.
+      the next; the reach of each unit; the relative jump of a selection.
     """
 
     def network(unit, values, ends):
@@ -400,24 +400,23 @@ def _run_block(
         return outputs, write(jump, jumps, begin, 0)
 
     def compare(number, carry):
-        changes, largest = carry
+        changes, reach = carry
         begin = number * tile
         first = lax.dynamic_slice_in_dim(difference, begin, tile)
         second = lax.dynamic_slice_in_dim(difference, begin + 1, tile)
         changed = jnp.any(_opposite(first, second).reshape(tile, -1), axis=1)
-        return write(changes, changed, begin, 0), jnp.maximum(
-            largest, jnp.max(jnp.abs(first), axis=0)
-        )
+        ends = jnp.stack([-jnp.min(first, axis=0), jnp.max(first, axis=0)])
+        return write(changes, changed, begin, 0), jnp.maximum(reach, ends)
 
     # Rows beyond the part repeat its last, but for those of the tiles never reached.
     outputs = [jnp.zeros((rows + 1, *value.shape), dtype) for value in block.outputs]
     outputs, jump = lax.fori_loop(0, tiles, apply, (outputs, jnp.zeros(rows, dtype)))
-    changes, largest = jnp.zeros(rows, bool), jnp.zeros((), dtype)
+    changes, reach = jnp.zeros(rows, bool), jnp.zeros((), dtype)
     if block.difference is not None:
         difference = outputs[block.outputs.index(block.difference)]
-        largest = jnp.zeros(block.difference.shape, dtype)
-        changes, largest = lax.fori_loop(0, tiles, compare, (changes, largest))
-    return outputs, changes, largest, jump
+        reach = jnp.full((2, *block.difference.shape), -jnp.inf, dtype)
+        changes, reach = lax.fori_loop(0, tiles, compare, (changes, reach))
+    return outputs, changes, reach, jump
 
 
 def _jump(block, known, ends):

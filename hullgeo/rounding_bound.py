@@ -8,9 +8,9 @@ Algorithms, 2002, section 3.1), and an error e in x becomes at most |W| e. Carry
 
 through the network, one number per unit, bounds the distance between the computed and the true
 piecewise-linear output at every position. Kinks are 1-Lipschitz in each argument; m starts afresh
-at each difference, whose largest magnitude the propagation measures. Interpolated rows add a few
-u m, each composition of insertions a few more. The bound grows with |W|, and is of use in float64
-for networks whose layers do not amplify much.
+at each difference, whose reach the propagation measures, and a unit that is never active adds
+nothing. Interpolated rows add a few u m, each composition of insertions a few more. The bound grows
+with |W|, and is of use in float64 for networks whose layers do not amplify much.
 """
 
 import functools
@@ -53,35 +53,53 @@ def error_function(program: Program, dtype: Any) -> Callable[..., np.ndarray]:
 
     Returns:
       a function of the constants in float64, of the largest magnitude of each pixel on the line,
-      and of the largest magnitude met of each unit of the differences by index.
+      and of the reach of each unit of the differences by index: the largest -d and d met.
     """
     bound = jax.jit(functools.partial(_output_error, program, float(np.finfo(dtype).eps) / 2))
 
-    def function(constants, image, largest):
+    def function(constants, image, reach):
         with _numerics.float64():
-            return np.asarray(bound(constants, image, largest), np.float64)
+            return np.asarray(bound(constants, image, reach), np.float64)
 
     return function
 
 
-def _output_error(program, unit, constants, image, largest):
+def _output_error(program, unit, constants, image, reach):
     reading = (_INTERPOLATION + _COMPOSITION * len(program.blocks)) * unit
     bounds = {program.image: (image[None], jnp.zeros_like(image)[None])}
     for block in program.blocks:
         known = {}
         for value in block.inputs:
             size, error = bounds[value]
-            if value.index in largest:
-                size = largest[value.index] * (1 + 4 * unit)
+            if value.index in reach:
+                size = jnp.max(reach[value.index], axis=0) * (1 + 4 * unit)
             known[value] = size, error + reading * size
-        for step in (block.kink, *block.steps) if block.kink else block.steps:
+        if block.kink is not None:
+            known |= _kink_bound(block.kink, known, constants, reach, unit)
+        for step in block.steps:
             known |= _step_bound(step, known, constants, unit)
         bounds |= {value: known[value] for value in block.outputs}
     return bounds[program.output][1].reshape(-1)
 
 
+def _kink_bound(kink: Step, known, constants, reach, unit) -> dict[Value, tuple[Any, Any]]:
+    """Magnitude and error of y + max(d, 0), y + min(d, 0) or |d|; a unit never active has none."""
+    d, *others = kink.inputs
+    size, error = known[d]
+    if kink.rule != "abs" and d.index in reach:
+        side = reach[d.index][1 if kink.rule == "max" else 0] * (1 + 4 * unit)
+        active = side + error >= 0
+        size, error = (jnp.where(active, part, 0) for part in (jnp.maximum(side, error), error))
+    for value in others:
+        own = known[value] if value.varies else (jnp.abs(constants[value.index]), 0.0)
+        size, error = size + own[0], error + own[1]
+    shape = kink.outputs[0].shape
+    size, error = jnp.broadcast_to(size, shape), jnp.broadcast_to(error, shape)
+    return {kink.outputs[0]: (size, error + 2 * unit * size)}
+
+
 def _step_bound(step: Step, known, constants, unit) -> dict[Value, tuple[Any, Any]]:
-    """Magnitude and error of a step's outputs; constants are exact."""
+    """Magnitude and error of an affine step's outputs; constants are exact."""
     magnitudes, errors = [], []
     for value in step.inputs:
         if value.varies:
@@ -95,7 +113,7 @@ def _step_bound(step: Step, known, constants, unit) -> dict[Value, tuple[Any, An
         magnitudes.append(size)
         errors.append(error)
     shape = step.outputs[0].shape
-    if step.rule in ("max", "min", "abs") or step.rule in _SUMS:
+    if step.rule in _SUMS:
         size = sum(jnp.broadcast_to(part, shape) for part in magnitudes)
         error = sum(jnp.broadcast_to(part, shape) for part in errors) + 2 * unit * size
         return {step.outputs[0]: (size, error)}

@@ -148,11 +148,11 @@ def test_the_slack_covers_the_error():
     narrow = Propagator(program, np.float32)
     for first, last in zip(STARTS, ENDS, strict=True):
         line = Line(0.0, 1.0, *(x.astype(np.float32).astype(np.float64) for x in (first, last)))
-        swept, largest = narrow.propagate(narrow.constants([]), [line], max_rows=1000)
+        swept, reach = narrow.propagate(narrow.constants([]), [line], max_rows=1000)
         rows = swept[0]
         exact = prover.wide.constants([])
         bound = rounding_bound.error_function(program, np.float32)
-        error = bound(exact, np.maximum(np.abs(line.first), np.abs(line.last)), largest)
+        error = bound(exact, np.maximum(np.abs(line.first), np.abs(line.last)), reach)
         where = np.linspace(0, 1, 3000)
         share = where[:, None]
         true, _ = prover.wide.evaluate(exact, (1 - share) * line.first + share * line.last)
