@@ -1,12 +1,14 @@
-"""The hull benchmark on tiny problems: an honest referee, peers that agree, a filled table."""
+"""The hull benchmarks on tiny problems: honest referees, peers that agree, filled tables."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import hull, peers, problems
+from benchmarks import hard_problems, honesty, hull, peers, problems
+from hullgeo import certificate, enclosure, oracle, project_to_hull
 
 
 @pytest.fixture
@@ -78,16 +80,23 @@ def test_the_whole_run_fills_a_table(tmp_path, capsys):
 
 @pytest.mark.usefixtures("tiny")
 def test_a_false_bracket_is_counted(monkeypatch):
-    command = "--problems a --variant pairwise --repeats 1 --no-wall --peers Wolfe"
-    options = hull.parse(command.split())
-    honest = hull.measure_ours
+    options = hull.parse(["--problems", "a", "--no-wall", "--peers", "Wolfe"])
 
     def boast(problem, options):
-        found = honest(problem, options)
-        answer = found["answer"]
-        raised = answer.distance_lower_bound.copy()
-        raised[2] = 1.001 * answer.distance[2]
-        return found | {"answer": answer._replace(distance_lower_bound=raised)}
+        """Right answers but for one lower bound, without compiling anything."""
+        solve = peers.make_wolfe(problem.vertices.astype(np.float64))
+        support, weights = np.zeros((6, 7), int), np.zeros((6, 7))
+        distance = np.zeros(6)
+        for row, query in enumerate(problem.queries):
+            index, shares = solve(query.astype(np.float64))
+            support[row, : len(index)], weights[row, : len(index)] = index, shares
+            distance[row] = hull.judge(problem.vertices, query, (index, shares)).upper
+        lower = distance.copy()
+        lower[2] *= 1.001
+        answer = SimpleNamespace(
+            support=support, weights=weights, distance=distance, distance_lower_bound=lower
+        )
+        return {"cpu_ms": 1.0, "answer": answer}
 
     monkeypatch.setattr(hull, "measure_ours", boast)
     assert hull.run_problem("a", options)["false_brackets"] == 1
@@ -101,3 +110,81 @@ def test_problems_are_centred_and_scaled():
     assert np.linalg.norm(problem.vertices, axis=1).max() == pytest.approx(1, abs=1e-6)
     with pytest.raises(ValueError, match="name='z'"):
         problems.load("z")
+
+
+HONEST = ["--problems", "8", "--batch", "8", "--variant", "pairwise"]
+
+
+def classic_answer(batch):
+    answer = project_to_hull(
+        batch.queries, batch.vertices, variant="pairwise", rtol=1e-9, max_steps=200
+    )
+    return jax.device_get(answer)
+
+
+def test_hard_problems_are_the_same_every_time():
+    for kind in hard_problems.KINDS:
+        for seed in (0, 5, 11):
+            one, other = (hard_problems.make(kind, seed, 3) for _ in range(2))
+            np.testing.assert_array_equal(one.vertices, other.vertices)
+            np.testing.assert_array_equal(one.queries, other.queries)
+            assert np.isfinite(one.vertices.astype(float)).all()
+            assert np.isfinite(one.queries.astype(float)).all()
+            if one.weights is not None:
+                mean = one.weights @ one.vertices.astype(float)
+                np.testing.assert_array_equal(mean, one.queries.astype(float))
+
+
+def test_the_exact_referee_finds_what_is_false():
+    batch = hard_problems.make("general", 0, 8)
+    answer = classic_answer(batch)
+    assert all(not ruling.false for ruling in honesty.judge(batch, answer))
+    truth = np.array([ruling.upper for ruling in honesty.judge(batch, answer)])
+    assert truth.min() > 0
+    raised = answer._replace(distance_lower_bound=truth * (1 + 1e-15))
+    assert all("lower bound" in ruling.false for ruling in honesty.judge(batch, raised))
+    shrunk = answer._replace(distance=truth * (1 - 1e-15))
+    assert all("distance" in ruling.false for ruling in honesty.judge(batch, shrunk))
+    blind = answer._replace(distance=0 * truth, distance_lower_bound=0 * truth)
+    inside = blind._replace(interior_radius=0 * truth + 1e-9)
+    assert all("interior radius" in ruling.false for ruling in honesty.judge(batch, inside))
+    unknown = answer._replace(distance=truth * np.nan)
+    assert all(ruling.false for ruling in honesty.judge(batch, unknown))
+
+
+def test_a_query_in_the_hull_is_never_proved_outside():
+    batch = hard_problems.make("on a face", 0, 8)
+    answer = classic_answer(batch)
+    assert all(not ruling.false for ruling in honesty.judge(batch, answer))
+    boast = answer._replace(distance_lower_bound=np.full(8, 1e-300))
+    assert all("outside" in ruling.false for ruling in honesty.judge(batch, boast))
+
+
+def test_an_interior_ball_may_not_stick_out():
+    batch = hard_problems.make("inside", 0, 8)  # three dimensions: all facets are known
+    answer = classic_answer(batch)
+    zero = np.zeros(8)
+    claim = answer._replace(distance=zero, distance_lower_bound=zero)
+    small = honesty.judge(batch, claim._replace(interior_radius=zero + 1e-6))
+    assert not any(ruling.false for ruling in small)
+    large = honesty.judge(batch, claim._replace(interior_radius=zero + 10.0))
+    assert all(ruling.false == ("interior radius",) for ruling in large)
+
+
+def test_an_honest_run_finds_nothing_false(tmp_path, capsys):
+    out = tmp_path / "honesty.json"
+    assert honesty.main([*HONEST, "--kinds", "general", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["problems"] == 8
+    assert found["kinds"]["general"]["false"] == {}
+    assert found["kinds"]["general"]["certified_1e-6"] == 1
+    assert "| general | 8 | none |" in capsys.readouterr().out
+
+
+def test_a_mutated_run_must_find_something_false(monkeypatch):
+    # take_bounds_away changes these for good; monkeypatch puts them back.
+    monkeypatch.setattr(certificate, "_gamma", certificate._gamma)
+    monkeypatch.setattr(enclosure, "U64", enclosure.U64)
+    monkeypatch.setattr(oracle, "_U32", oracle._U32)
+    assert honesty.main([*HONEST, "--kinds", "general", "--mutate"]) == 0
+    jax.clear_caches()
