@@ -131,7 +131,7 @@ def check_segments(logits_fn, start, end):
     if start.size == 0:
         _check.fail("start.shape", start.shape, "to have no empty axis")
     arrays, fixed = split_callable(logits_fn)
-    shapes = tuple((jnp.shape(array), jnp.result_type(array)) for array in arrays)
+    shapes = tuple((array.shape, array.dtype) for array in arrays)
     logits = _logits_shape(fixed, shapes, start.shape, start.dtype)
     if (
         logits.ndim < 1

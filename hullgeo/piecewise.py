@@ -119,7 +119,7 @@ def _folding(reader, leaves, given, wanted):
 
 def _widen(array):
     """float32 to float64; other types are left alone."""
-    return jnp.asarray(array, np.float64 if array.dtype in REAL else array.dtype)
+    return jnp.asarray(array, np.float64) if array.dtype in REAL else array
 
 
 def _cut(steps, kinks, image, output):

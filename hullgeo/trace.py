@@ -219,7 +219,7 @@ def _prover(fixed, shapes, shape, dtype):
 def _swept(segments, row, max_pieces, devices, progress) -> Piecewise | None:
     """The output along one segment."""
     arrays = segments.arrays
-    shapes = tuple((np.shape(array), np.dtype(array.dtype)) for array in arrays)
+    shapes = tuple((np.shape(array), array.dtype) for array in arrays)
     with _wide(segments.dtype == np.float64):
         prover = _prover(segments.fixed, shapes, segments.start.shape[1:], segments.dtype)
     return prover.sweep(

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
+import hullgeo
 from hullgeo import Proof, Status, segment_path, trace_segment
 
 RNG = np.random.default_rng(0)
@@ -26,15 +28,14 @@ class Convolutions(nn.Module):
 
 
 class Pools(nn.Module):
-    """Max pooling with padding, mean pooling, concatenated signs, global maxima, clipping."""
+    """Max pooling with padding, mean pooling, concatenation, clipping, padding."""
 
     @nn.compact
     def __call__(self, x):
-        x = nn.max_pool(nn.Conv(4, (2, 2))(x), (3, 3), (2, 2), "SAME")
-        x = jnp.concatenate([nn.relu(x), nn.relu(-x)], -1)
-        x = jnp.clip(jnp.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0))), -0.5, np.float32(0.7))
-        mean = nn.avg_pool(x, (2, 2)).reshape(x.shape[0], -1) / np.float32(2)
-        return nn.Dense(3)(jnp.concatenate([mean, x.max((1, 2))], -1))
+        x = nn.max_pool(nn.Conv(4, (2, 2))(x[:, 1:]), (2, 2), (2, 2), "SAME")
+        x = jnp.concatenate([jnp.clip(x, -0.5, 0.75), x], -1)
+        x = jnp.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0)))
+        return nn.Dense(3)(nn.avg_pool(x, (2, 2)).reshape(x.shape[0], -1))
 
 
 class Selections(nn.Module):
@@ -119,6 +120,35 @@ def test_a_jump_on_a_row_that_is_exactly_zero_is_refused():
     start, end = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
     with pytest.raises(ValueError, match="select_n between values"):
         trace_segment(function, start, end, proof=True)
+
+
+class Trained(nnx.Module):
+    """Batch norm, dropout with its random state, max pooling."""
+
+    def __init__(self, rngs):
+        self.conv, self.norm = nnx.Conv(2, 4, (3, 3), rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+        self.drop, self.head = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(24, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.max_pool(nnx.relu(self.norm(self.conv(x))), (2, 2), (2, 2))
+        return self.head(self.drop(x.reshape(x.shape[0], -1)))
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_nnx_models_and_their_features_are_read():
+    model = Trained(nnx.Rngs(0))
+    start, end = START.astype(np.float64), END.astype(np.float64)
+    classifier = hullgeo.from_nnx(model, np.stack([START, END]))
+    path = segment_path(classifier.features, start, end)
+    model.eval()
+    trace = trace_segment(model, start[None], end[None], proof=True)
+    assert trace.status == path.status == Status.CONVERGED
+    # Along the path the head is affine: its classes change where those of the model do.
+    logits = np.asarray(classifier.head(path.value))
+    ends = [0, *np.asarray(trace.upper[0]), 1]
+    for begin, stop, label in zip(ends, ends[1:], np.asarray(trace.classes[0]), strict=False):
+        inside = (begin < path.position) & (path.position < stop - 1e-9)
+        assert (logits.argmax(axis=1)[inside] == label).all()
 
 
 def test_nested_calls_are_read():
