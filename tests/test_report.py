@@ -21,7 +21,7 @@ NAMES = ["cat & dog", "<b>bold</b>", "three"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
-    return test_analysis.run(out, title="small <net>", class_names=NAMES)
+    return test_analysis.run(out, title="small <net>", class_names=NAMES, stages=STAGES)
 
 
 @pytest.fixture(scope="module")
