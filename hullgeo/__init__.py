@@ -17,6 +17,8 @@ from hullgeo.features import from_callables as from_callables
 from hullgeo.flax_models import from_linen as from_linen
 from hullgeo.flax_models import from_nnx as from_nnx
 from hullgeo.flip import nearest_flip as nearest_flip
+from hullgeo.guarantee import hull_guarantee as hull_guarantee
+from hullgeo.guarantee import region_membership as region_membership
 from hullgeo.head import boundary_distance as boundary_distance
 from hullgeo.head import segment_classes as segment_classes
 from hullgeo.homotopy import smoothed_start as smoothed_start
@@ -24,6 +26,9 @@ from hullgeo.hull import half_squared_distance as half_squared_distance
 from hullgeo.hull import hull_distance as hull_distance
 from hullgeo.hull import membership as membership
 from hullgeo.hull import project_to_hull as project_to_hull
+from hullgeo.hull_pairs import extreme_points as extreme_points
+from hullgeo.hull_pairs import hull_diameter as hull_diameter
+from hullgeo.hull_pairs import hull_to_hull as hull_to_hull
 from hullgeo.inversion import invert_features as invert_features
 from hullgeo.inversion import total_variation as total_variation
 from hullgeo.morph import morph as morph
@@ -39,7 +44,11 @@ from hullgeo.result import BoundaryPoint as BoundaryPoint
 from hullgeo.result import Crossing as Crossing
 from hullgeo.result import Domain as Domain
 from hullgeo.result import Evidence as Evidence
+from hullgeo.result import ExtremePoints as ExtremePoints
 from hullgeo.result import Flip as Flip
+from hullgeo.result import HullDiameter as HullDiameter
+from hullgeo.result import HullGuarantee as HullGuarantee
+from hullgeo.result import HullPair as HullPair
 from hullgeo.result import HullProjection as HullProjection
 from hullgeo.result import Inversion as Inversion
 from hullgeo.result import Membership as Membership
@@ -48,6 +57,7 @@ from hullgeo.result import Partition as Partition
 from hullgeo.result import PlaneCells as PlaneCells
 from hullgeo.result import PlaneClasses as PlaneClasses
 from hullgeo.result import Proof as Proof
+from hullgeo.result import RegionMembership as RegionMembership
 from hullgeo.result import SegmentClasses as SegmentClasses
 from hullgeo.result import SegmentPath as SegmentPath
 from hullgeo.result import SegmentTrace as SegmentTrace

@@ -9,8 +9,7 @@ encloses the true distance between two proved bounds. `docs/hull.md` derives bot
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from hullgeo import _check, _numerics, batching, certificate, frank_wolfe
+from hullgeo import _check, _numerics, batching, classic, frank_wolfe
 from hullgeo.bracket import Tolerances
 from hullgeo.oracle import Hull, prepare_hull
-from hullgeo.parallel import split_over_devices
 from hullgeo.result import HullProjection, Membership, Status
 
-# Scores of all vertices for a chunk of queries: at most 128 MiB in float64.
-_SCORES = 2**24
+# Queries whose support rows are gathered at once for a derivative.
 _CHUNK = 256
 
 
@@ -85,41 +82,28 @@ def project_to_hull(
     _check.nonnegative("rtol", rtol)
     _check.nonnegative("atol", atol)
     _check.at_least("max_steps", max_steps, 1)
-    num_vertices, dim = vertices.shape
-    slots = min(max(dim + 1, 64), 512) if capacity is None else capacity
-    _check.at_least("capacity", slots, 2)
-    slots = min(int(slots), num_vertices + 1)
+    if capacity is not None:
+        _check.at_least("capacity", capacity, 2)
+    if devices is not None and not tuple(devices):
+        _check.fail("devices", devices, "to hold at least one device", "None uses the default one.")
 
     with _numerics.float64():
         queries, vertices = jnp.asarray(queries), jnp.asarray(vertices)
-        batch = queries.shape[:-1]
-        flat = queries.reshape(-1, dim)
-        options = _Options(_wide(rtol), _wide(atol), jnp.asarray(max_steps).astype(jnp.int32))
-        if flat.shape[0] == 0:
-            flat = jnp.zeros((1, dim), queries.dtype)
+        batch, dim = queries.shape[:-1], vertices.shape[1]
         size = int(np.prod(batch, dtype=int))
-
-        def cut(answer: HullProjection) -> HullProjection:
-            return jax.tree.map(
-                lambda array: array[:size].reshape(*batch, *array.shape[1:]), answer
-            )
-
+        flat = queries.reshape(-1, dim) if size else jnp.zeros((1, dim), queries.dtype)
+        tolerances = Tolerances(_wide(rtol), _wide(atol), jnp.asarray(max_steps).astype(jnp.int32))
+        options: dict[str, Any] = {
+            "capacity": capacity,
+            "dtype": _wider(flat.dtype, vertices.dtype),
+            "devices": None if devices is None else tuple(devices),
+        }
         if variant == "fully_corrective":
-            answer = batching.project(
-                hull if hull is not None else prepare_hull(vertices),
-                Tolerances(options.rtol, options.atol, options.max_steps),
-                flat,
-                capacity=capacity,
-                dtype=_wider(flat.dtype, vertices.dtype),
-                devices=_device_tuple(devices),
-            )
-            return cut(answer)
-        answer = _run(vertices, options, flat, variant, slots, devices)
-        if _check.is_concrete(answer.status):
-            while slots <= num_vertices and np.any(answer.status == Status.CAPACITY):
-                slots = min(2 * slots, num_vertices + 1)
-                answer = _run_again(answer, vertices, options, variant, slots, devices)
-        return cut(answer)
+            hull = prepare_hull(vertices) if hull is None else hull
+            answer = batching.project(hull, tolerances, flat, **options)
+        else:
+            answer = classic.project(vertices, tolerances, flat, variant=variant, **options)
+        return jax.tree.map(lambda array: array[:size].reshape(*batch, *array.shape[1:]), answer)
 
 
 def membership(projection: HullProjection, *, atol: float | Array = 0.0) -> Int[Array, "*batch"]:
@@ -207,14 +191,6 @@ def hull_distance(
     return _by_envelope(lambda distance: distance, queries, vertices, options)
 
 
-class _Options(NamedTuple):
-    """Numbers that are traced, so that sweeping them does not compile again."""
-
-    rtol: Array
-    atol: Array
-    max_steps: Array
-
-
 def _wider(one: Any, other: Any) -> Any:
     """The type of the answer, also where the caller forbids implicit promotion."""
     with jax.numpy_dtype_promotion("standard"):
@@ -252,12 +228,6 @@ def _by_envelope(
         return function(answer.distance) + zero
 
 
-def _device_tuple(devices: Any) -> tuple[Any, ...] | None:
-    if devices is not None and not tuple(devices):
-        _check.fail("devices", devices, "to hold at least one device", "None uses the default one.")
-    return None if devices is None else tuple(devices)
-
-
 def _check_arrays(queries: Any, vertices: Any, *, known_finite: bool = False) -> None:
     _check.floating("queries", queries)
     _check.floating("vertices", vertices)
@@ -277,124 +247,3 @@ def _check_arrays(queries: Any, vertices: Any, *, known_finite: bool = False) ->
 @jax.jit
 def _all_finite(array: Array) -> Array:
     return jnp.all(jnp.isfinite(array))
-
-
-def _run(
-    vertices: Array, options: _Options, queries: Array, variant: str, capacity: int, devices: Any
-) -> HullProjection:
-    """All queries `(batch, dim)` in chunks, on one device or on several."""
-    devices = _device_tuple(devices)
-    if devices is None:
-        return _jitted(variant, capacity)((vertices, options), queries)
-    return split_over_devices(_solver(variant, capacity), (vertices, options), queries, devices)
-
-
-def _run_again(
-    answer: HullProjection, vertices: Array, options: _Options, variant: str, capacity: int,
-    devices: Any,
-) -> HullProjection:  # fmt: skip
-    """The queries that ran out of slots, with more of them; padded to a power of two."""
-    rows = np.flatnonzero(np.asarray(answer.status) == Status.CAPACITY).astype(np.int32)
-    padded = np.resize(rows, 1 << (len(rows) - 1).bit_length())
-    again = _run(vertices, options, answer.query[padded], variant, capacity, devices)
-    return _replace_rows(answer, again, padded)
-
-
-@jax.jit
-def _replace_rows(answer: HullProjection, again: HullProjection, rows: Array) -> HullProjection:
-    """Rows of an answer replaced by others with more slots."""
-    extra = again.support.shape[1] - answer.support.shape[1]
-    wide = answer._replace(
-        support=jnp.pad(answer.support, ((0, 0), (0, extra)), mode="edge"),
-        weights=jnp.pad(answer.weights, ((0, 0), (0, extra))),
-    )
-    return jax.tree.map(lambda old, new: old.at[rows].set(new), wide, again)
-
-
-@lru_cache(maxsize=128)
-def _solver(variant: str, capacity: int) -> Callable[[Any, Array], HullProjection]:
-    """One function per static choice, so that repeated calls find their compiled program."""
-    return partial(_solve, variant=variant, capacity=capacity)
-
-
-@lru_cache(maxsize=128)
-def _jitted(variant: str, capacity: int) -> Callable[[Any, Array], HullProjection]:
-    return jax.jit(_solver(variant, capacity))
-
-
-def _solve(
-    replicated: tuple[Array, _Options], queries: Array, *, variant: str, capacity: int
-) -> HullProjection:
-    """Classic Frank-Wolfe for queries `(batch, dim)`: traced inside a float64 island."""
-    vertices, options = replicated
-    with _numerics.float64():
-        hull = certificate.center_vertices(vertices)
-        half_squares = 0.5 * jnp.sum(hull.rows**2, axis=1)
-        lanes = jax.vmap(partial(_solve_one, hull, half_squares, options, variant, capacity))
-        batch, dim = queries.shape
-        chunks = -(-batch // max(1, min(_CHUNK, _SCORES // vertices.shape[0])))
-        size = -(-batch // chunks)
-        padded = jnp.pad(queries, ((0, chunks * size - batch), (0, 0)), mode="edge")
-        answer = lax.map(lanes, padded.reshape(chunks, size, dim))
-        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:batch], answer)
-
-
-def _solve_one(
-    hull: certificate.CenteredHull,
-    half_squares: Array,
-    options: _Options,
-    variant: str,
-    capacity: int,
-    query: Array,
-) -> HullProjection:
-    """One query: Frank-Wolfe from the nearest vertex, then the certificate of its weights."""
-    dtype = _wider(query.dtype, hull.vertices.dtype)
-    target = query.astype(jnp.float64) / hull.scale - hull.center
-    atol = options.atol / hull.scale / hull.scale
-
-    def unfinished(state: frank_wolfe.State) -> Array:
-        length = _numerics.norm(state.gradient)
-        lower = jnp.maximum(length - state.gap / length, 0)
-        width = (length - lower) * (length + lower) / 2
-        return width > 0.99 * (atol + options.rtol * length**2 / 2)
-
-    nearest = _numerics.argmin(half_squares - _numerics.product(hull.rows, target))
-    problem = frank_wolfe.Problem(
-        lambda point: point - target, frank_wolfe.hull_oracle(hull.rows), smoothness=1.0
-    )
-    start = frank_wolfe.init(
-        problem, frank_wolfe.Atom(nearest, hull.rows[nearest]), capacity=capacity
-    )
-    state = frank_wolfe.minimize(
-        problem, start, variant=variant, unfinished=unfinished, max_steps=options.max_steps
-    )
-    heaviest = state.keys[_numerics.argmin(-state.weights)]
-    support = jnp.where(state.weights > 0, state.keys, heaviest)
-    proof = certificate.certify(hull, query, support, state.weights, dtype)
-
-    upper, lower = proof.distance / hull.scale, proof.lower / hull.scale
-    width = (upper - lower) * (upper + lower) / 2
-    converged = width <= atol + options.rtol * upper**2 / 2
-    distance = _numerics.round_up(proof.distance, dtype)
-    lower_bound = _numerics.round_down(proof.lower, dtype)
-    finite = jnp.all(jnp.isfinite(query)) & jnp.isfinite(distance) & jnp.isfinite(lower_bound)
-    status = jnp.where(
-        ~finite, jnp.int32(Status.NONFINITE),
-        jnp.where(converged, jnp.int32(Status.CONVERGED),
-        jnp.where(state.full, jnp.int32(Status.CAPACITY),
-        jnp.where(state.num_steps >= options.max_steps, jnp.int32(Status.STEP_LIMIT),
-        jnp.int32(Status.PRECISION_LIMIT)))),
-    )  # fmt: skip
-    unknown = jnp.where(jnp.all(jnp.isfinite(query)), 0, jnp.nan).astype(dtype)
-    return HullProjection(
-        point=proof.point.astype(dtype) + unknown[None],
-        distance=distance + unknown,
-        distance_lower_bound=lower_bound + unknown,
-        interior_radius=0 * unknown,
-        support=support,
-        weights=proof.weights + unknown[None],
-        gap=_numerics.round_up(proof.gap, dtype) + unknown,
-        num_steps=state.num_steps,
-        status=status,
-        query=query,
-    )

@@ -78,7 +78,7 @@ class Proof(_Code):
 
 
 class Evidence(_Code):
-    """How it was decided whether two cells share a facet; the first five prove nothing apart."""
+    """How it was decided whether two cells share a facet: 1 to 5 that they do, above that not."""
 
     UNDECIDED = 0, "Neither a common facet nor its absence is proved."
     MIDPOINT = 1, "A witness: the plane's point nearest to the middle of two points of the cells."
@@ -175,6 +175,133 @@ class HullProjection(NamedTuple):
     num_steps: Int[Array, "*batch"]
     status: Int[Array, "*batch"]
     query: Float[Array, "*batch dim"]
+
+
+class HullGuarantee(NamedTuple):
+    """How far the hull of each class' features is from each boundary of the head.
+
+    Guarantee: every point of the hull of class c has `z_c - z_j >= margin[c, j]`, rounding
+    included; where `certain[c]`, all of the hull is classified c.
+
+    Attributes:
+      margin: least `z_c - z_j` over the hull of class c, `(classes, classes)`; infinite on the
+        diagonal and for classes without vertices.
+      distance: distance from the hull to the plane between c and j, `margin / |k_c - k_j|`, 0 where
+        the hull may reach it; infinite where the classes can never change places.
+      vertex: index of the vertex with the least margin.
+      certain: whether all margins of the class are positive, `(classes,)`.
+      num_vertices: vertices of each class.
+      status: a `Status` per class, `INFEASIBLE` for an empty hull.
+    """
+
+    margin: Float[Array, "classes classes"]
+    distance: Float[Array, "classes classes"]
+    vertex: Int[Array, "classes classes"]
+    certain: Bool[Array, " classes"]
+    num_vertices: Int[Array, " classes"]
+    status: Int[Array, " classes"]
+
+
+class RegionMembership(NamedTuple):
+    """Whether queries lie in the regions that given features certify for their class.
+
+    Attributes:
+      label: class of the query by the head; no other class' region can hold it.
+      ball: `Membership` in the union of the balls around the features of that class, each as large
+        as its distance to the nearest boundary.
+      hull: `Membership` in the hull of these features.
+      joined: `Membership` in the hull of these balls, which holds both of the above.
+      distance: upper bound of the distance to the joined region, 0 inside.
+      distance_lower_bound: proved lower bound of it.
+      status: `CONVERGED` where all three are decided, `INFEASIBLE` for a class without features
+        (every verdict is `OUTSIDE`), `NONFINITE`, else `PRECISION_LIMIT` or `STEP_LIMIT`.
+    """
+
+    label: Int[Array, "*batch"]
+    ball: Int[Array, "*batch"]
+    hull: Int[Array, "*batch"]
+    joined: Int[Array, "*batch"]
+    distance: Float[Array, "*batch"]
+    distance_lower_bound: Float[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Share of the queries proved to lie in each kind of region."""
+        kinds = {"ball": self.ball, "hull": self.hull, "joined": self.joined}
+        return {
+            name: float(np.mean(np.asarray(verdict) == Membership.INSIDE))
+            for name, verdict in kinds.items()
+        }
+
+
+class HullPair(NamedTuple):
+    """The nearest points of two convex hulls, with a two-sided certificate.
+
+    Guarantee: the true distance of the hulls of the stored numbers lies in
+    [`distance_lower_bound`, `distance`], rounding included, whatever the `status`. The hulls are
+    apart wherever `distance_lower_bound > 0`, and meet wherever `overlap > 0` (then `distance` is
+    exactly 0).
+
+    Attributes:
+      point_a: nearest point found in the first hull, `(dim,)`.
+      point_b: nearest point found in the second hull.
+      distance: upper bound of the distance, in the units of the vertices.
+      distance_lower_bound: a proved lower bound, same units.
+      overlap: the hulls are proved to meet after any translation shorter than this; else 0.
+      normal: direction of length one from the second hull to the first, `(dim,)`.
+      offset: where `distance_lower_bound > 0`, the hyperplane `<normal, x> = offset` separates the
+        hulls, midway between them.
+      gap: computed Frank-Wolfe gap of the weights behind the points, squared units.
+      num_steps: passes over all vertices.
+      status: a `Status`.
+    """
+
+    point_a: Float[Array, " dim"]
+    point_b: Float[Array, " dim"]
+    distance: Float[Array, ""]
+    distance_lower_bound: Float[Array, ""]
+    overlap: Float[Array, ""]
+    normal: Float[Array, " dim"]
+    offset: Float[Array, ""]
+    gap: Float[Array, ""]
+    num_steps: Int[Array, ""]
+    status: Int[Array, ""]
+
+
+class HullDiameter(NamedTuple):
+    """The largest distance between two points of a hull, which two of its vertices have.
+
+    Attributes:
+      diameter: an upper bound, rounding included.
+      diameter_lower_bound: a lower bound, the distance of `pair`.
+      pair: indices of two vertices that far apart, `(2,)`.
+      status: a `Status`.
+    """
+
+    diameter: Float[Array, ""]
+    diameter_lower_bound: Float[Array, ""]
+    pair: Int[Array, "2"]
+    status: Int[Array, ""]
+
+
+class ExtremePoints(NamedTuple):
+    """Which of given points are extreme points (vertices in the strict sense) of their hull.
+
+    Attributes:
+      extreme: whether a point is proved to be extreme; copies of one point share the verdict.
+      direction: of length one: the extreme point is farther in it than all points that are not its
+        copies, `(vertices, dim)`; NaN for others.
+      margin: by how much, rounding included; for a point that is proved not to be extreme, minus
+        the radius of a ball around it proved to lie in the hull of others.
+      status: `CONVERGED` where it is proved that the point is extreme or that it is not,
+        `PRECISION_LIMIT` where it lies on a face up to rounding.
+    """
+
+    extreme: Bool[Array, " vertices"]
+    direction: Float[Array, "vertices dim"]
+    margin: Float[Array, " vertices"]
+    status: Int[Array, " vertices"]
 
 
 class BoundaryDistance(NamedTuple):

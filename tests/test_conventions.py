@@ -57,9 +57,12 @@ def features_of(weights: Any, images: Any) -> Any:
 
 
 def network_of(rng: np.random.Generator, dtype: Any) -> hullgeo.Classifier:
+    """Two layers, whose classes meet at the grey image."""
     weights = jnp.asarray(rng.normal(size=(8, 5)), dtype)
     features = jax.tree_util.Partial(features_of, weights)
-    return hullgeo.Classifier(features, jax.tree.map(jnp.asarray, head_of(rng, dtype)))
+    kernel = jnp.asarray(rng.normal(size=(5, 3)), dtype)
+    grey = features(jnp.full((4, 2, 1), 0.5, dtype))
+    return hullgeo.Classifier(features, hullgeo.LinearHead(kernel, -jnp.matmul(grey, kernel)))
 
 
 def images_of(rng: np.random.Generator, dtype: Any) -> np.ndarray:
@@ -105,7 +108,7 @@ CASES: dict[str, Case] = {
         lambda images, network, **options: hullgeo.ambiguous_image(
             network, images, np.array([0, 1]), **options
         ),
-        options=({"max_steps": 6}, {"max_steps": 5, "atol": 1e-2}),
+        options=({"max_steps": 25}, {"max_steps": 20, "atol": 1e-2}),
         rtol=(1e-2, 1e-6),
         wide=False,
     ),
@@ -226,6 +229,7 @@ CASES: dict[str, Case] = {
 
 HOST_ONLY = {
     "analyze": "writes files",
+    "extreme_points": "rounds of projections on the host",
     "extract_features": "streams batches to NumPy",
     "from_arrays": "checks the numbers of a head",
     "from_callables": "runs the model once",
@@ -240,6 +244,10 @@ HOST_ONLY = {
     "smoothed_start": "a loop over networks",
     "trace_segment": "as many crossings as there are",
     "tie_map": "rows are sets of classes, not queries",
+    "hull_diameter": "one set of points, in blocks on the host",
+    "hull_guarantee": "one row a class, not a query",
+    "hull_to_hull": "two sets of points, no rows",
+    "region_membership": "class by class on the host",
 }
 
 # Nothing to derive, hence no source to name.
@@ -471,10 +479,12 @@ def test_repeated_calls_compile_nothing(name, dtype):
     case = CASES[name]
     rows, shared = example(name, dtype)
     others, _ = example(name, dtype, seed=1)
-    case.call(rows, shared, **case.options[0])
+    for known in rows, others:  # parts of a program may be compiled where they are first needed
+        case.call(known, shared, **case.options[0])
+    mixed = jax.tree.map(lambda one, other: np.concatenate([one[1::2], other[::2]]), rows, others)
     with compilations() as compiled:
         for options in case.options:
-            case.call(others, shared, **options)
+            case.call(mixed, shared, **options)
     assert not compiled, f"{len(compiled)} programs compiled again"
 
 
@@ -494,4 +504,4 @@ def test_nan_in_one_row_leaves_the_others(name, dtype):
     for others in [slice(0, 1), slice(2, None)]:
         assert_same(name, result, expected, others)
     if CASES[name].nan_status is not None:
-        assert result.status[1] == CASES[name].nan_status
+        assert np.all(result.status[1] == CASES[name].nan_status)
