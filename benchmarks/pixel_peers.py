@@ -4,12 +4,14 @@
 
 needs torch and adv-lib only. Settings are the authors' for L2: DDN without quantisation, FMN, ALMA
 with alpha 0.5 below 1000 steps and 0.9 from there, DeepFool and FAB as they come. Passes through
-the network are counted per image by a wrapper around it.
+the network are counted per image by a wrapper around it. Answers already in `answers.npz` for the
+same images are kept, so that a run that was stopped goes on.
 """
 
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -86,6 +88,15 @@ def attack(name, steps):
     }[name]()
 
 
+def kept(path, images):
+    """Answers stored for the same images."""
+    if Path(path).exists():
+        with np.load(path) as stored:
+            if np.array_equal(stored["asked"], images):
+                return dict(stored)
+    return {"asked": images}
+
+
 def main():
     images_path, weights_path, network, answers_path, *names = sys.argv[1:]
     torch.manual_seed(0)
@@ -96,8 +107,10 @@ def main():
         weights = {
             key.removeprefix("module."): torch.from_numpy(stored[key]) for key in stored.files
         }
-    answers = {}
+    answers = kept(answers_path, data["images"])
     for name in names:
+        if f"{name}/images" in answers:
+            continue
         method, steps = name.split(":")
         model = Counted(partial(NETWORKS[network], weights)).eval()
         start = time.perf_counter()
@@ -107,6 +120,7 @@ def main():
             [model.forwards, model.backwards, time.perf_counter() - start]
         ) / len(images)
         np.savez(answers_path, **answers)
+        print(name, "seconds an image", answers[f"{name}/spent"][2], flush=True)
     print("torch", torch.__version__, "adv-lib", __import__("adv_lib").__version__)
 
 

@@ -163,12 +163,15 @@ def descend(
     displacement: Array,
     num_steps: Array,
     key: Array,
+    per_row: int,
 ) -> Found:
     """Decoupled direction and norm: rotate towards the gradient, shrink after a flip, else grow.
 
     The rotation and the change of the radius fall along a cosine. Where a gradient is zero the
-    rotation is random and the radius grows fast. The first point is `origin + displacement`.
+    rotation is random and the radius grows fast. The first point is `origin + displacement`; each
+    row has `per_row` lanes, with the same random numbers in every row.
     """
+    lanes, pixels = displacement.shape
 
     def body(step, state):
         displacement, radius, found = state
@@ -184,7 +187,8 @@ def descend(
         found = _better(found, points, jnp.where(flipped, distance, jnp.inf), reached, sloped)
         missed = ~jnp.isfinite(found.distance)
         found = found._replace(point=jnp.where(missed[:, None], points, found.point))
-        noise = jax.random.normal(jax.random.fold_in(key, step), points.shape, points.dtype)
+        own = jax.random.normal(jax.random.fold_in(key, step), (per_row, pixels), points.dtype)
+        noise = jnp.tile(own, (lanes // per_row, 1))
         direction = _unit(jnp.where(sloped[:, None], gradient, noise))
         growth = jnp.where(sloped, 1 + change, _BLIND_GROWTH)
         radius = jnp.where(flipped, jnp.minimum(radius, distance) * (1 - change), radius * growth)

@@ -147,9 +147,11 @@ def solve(
         chosen = jnp.take_along_axis(trial, choice[None, :, None], axis=0)[0]
         value = jnp.take_along_axis(merit, choice[None], axis=0)[0]
         improved = value < jnp.where(towards, distance, residual) * (1 - 1e-4)
-        noise = jax.random.normal(jax.random.fold_in(key, state.step), points.shape, points.dtype)
+        fresh = jax.random.fold_in(key, state.step)
+        noise = jax.random.normal(fresh, points.shape[1:], points.dtype)  # whatever the other rows
         length = _numerics.norm(directions[0])[:, None] / jnp.sqrt(points.shape[-1] * 1.0)
-        jittered = jnp.clip(points + (0.1 * length).astype(points.dtype) * noise, lower, upper)
+        jitter = (0.1 * length).astype(points.dtype) * noise[None]
+        jittered = jnp.clip(points + jitter, lower, upper)
         failures = jnp.where(improved, 0, state.failures + 1)
         stay = jnp.where((towards & ~improved)[:, None], points, jittered)
         moved = jnp.where(improved[:, None], chosen, stay)

@@ -202,15 +202,17 @@ def _descend_lanes(evaluate, problem, nearest, begin, key, num_steps, num_starts
     radius = jnp.where(jnp.isfinite(radius), jnp.maximum(radius, floor), 1e3 * floor)
     radius = radius[row]
     key, noise_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (lanes, span.shape[-1]), radius.dtype)
+    own = jax.random.normal(noise_key, (lanes // size, span.shape[-1]), radius.dtype)
+    noise = jnp.tile(own, (size, 1))  # a row's answer does not depend on the others
     noise = problem.rows(row).project(noise * (radius / math.sqrt(span.shape[-1]))[:, None])
     begin = jnp.zeros_like(problem.origin) if begin is None else problem.project(begin)
     displacement = jnp.where(first[:, None], begin[row], noise)
     length = _numerics.norm(displacement)
     radius = jnp.where(first & (length > 0), length, radius)
     found = _flip_search.descend(
-        evaluate, problem.rows(row), spread(rival), radius, displacement, num_steps, key
-    )
+        evaluate, problem.rows(row), spread(rival), radius, displacement, num_steps, key,
+        lanes // size,
+    )  # fmt: skip
     per_row = jax.tree.map(lambda a: a.reshape(size, -1, *a.shape[1:]), found)
     best = lax.argmin(per_row.distance, 1, jnp.int32)
 

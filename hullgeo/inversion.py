@@ -162,8 +162,10 @@ def _invert(
     features = evaluate(best)
     residual = _numerics.norm((features - goal) / scale[:, None])
     finite &= jnp.isfinite(residual)
+    reached = residual <= rtol
+    stationarity = jnp.where(reached, jnp.nan, stationarity)  # of nothing but rounding
     status = jnp.select(
-        [~finite, residual <= rtol, stationarity < _FLAT, stopped],
+        [~finite, reached, stationarity < _FLAT, stopped],
         [
             jnp.full_like(spent, int(member))
             for member in (

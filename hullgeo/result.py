@@ -13,6 +13,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from hullgeo import _numerics
+
 ResultT = TypeVar("ResultT", bound=tuple)
 
 
@@ -175,6 +177,39 @@ class HullProjection(NamedTuple):
     num_steps: Int[Array, "*batch"]
     status: Int[Array, "*batch"]
     query: Float[Array, "*batch dim"]
+
+    @property
+    def normal(self) -> Float[Array, "*batch dim"]:
+        """Direction of length one from the hull to the query, as exact as the type; 0 inside."""
+        step = self.query - self.point
+        size = _numerics.norm(step)[..., None]
+        return step / jnp.where(size > 0, size, 1)
+
+    @property
+    def offset(self) -> Float[Array, "*batch"]:
+        """`<normal, x> = offset` lies midway: it separates query and hull if `gap < distance**2/2`.
+
+        Up to rounding, and only where `distance_lower_bound > 0`.
+        """
+        return jnp.sum(self.normal * (self.query + self.point) / 2, axis=-1)
+
+
+class NearestHull(NamedTuple):
+    """Which of several hulls is nearest to each query.
+
+    Attributes:
+      label: class of the least distance, `(*batch,)`.
+      rival: the class that may come closest to it.
+      distance: upper bound of the distance to the hull of `label`, in the units of the vertices.
+      margin: by how much all other hulls are farther, at least; proves `label` where positive.
+      status: a `Status` per query.
+    """
+
+    label: Int[Array, "*batch"]
+    rival: Int[Array, "*batch"]
+    distance: Float[Array, "*batch"]
+    margin: Float[Array, "*batch"]
+    status: Int[Array, "*batch"]
 
 
 class HullGuarantee(NamedTuple):
@@ -528,7 +563,7 @@ class Inversion(NamedTuple):
       pixel_distance: Euclidean distance to the starting image.
       active: share of pixel values exactly at a bound.
       stationarity: norm of the gradient of `|phi - t|^2 / 2` on the pixels free to follow it,
-        relative to `|J| |phi - t|`; NaN where no Jacobian was computed.
+        relative to `|J| |phi - t|`; NaN where the target is reached or no Jacobian was computed.
       num_blocked: features of `image` that are positive although the target asks for exactly 0.
       num_gradients: gradients (or vector-Jacobian products) spent per image.
       status: a `Status` per image: `CONVERGED` where the residual is at most rtol; `NO_GRADIENT`
