@@ -367,5 +367,7 @@ def kkt_residual(evaluate: Evaluate, problem: Problem, points: Array, rival: Arr
 
 
 def orthonormal(vectors: Float[Array, "k pixels"]) -> Float[Array, "k pixels"]:
-    """Orthonormal rows with the same span."""
-    return jnp.linalg.qr(vectors.T)[0].T
+    """Orthonormal rows with the same span; zero rows where the vectors depend on each other."""
+    _, length, rows = jnp.linalg.svd(vectors, full_matrices=False)
+    limit = jnp.finfo(length.dtype).eps * sum(vectors.shape) * length.max()
+    return jnp.where((length > limit)[:, None], rows, 0)
