@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_ROUNDING = 2.0**-50  # of a position in [0, 1]; brackets are widened by it
+
 
 class ClassesAlong(NamedTuple):
     """Classes and what separates them, in ascending order of position.
@@ -148,8 +150,8 @@ def _proved_part(pieces):
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(left == right, 0, (slack - left) / (right - left))
     at = pieces.begin[:, None] + np.clip(np.nan_to_num(share), 0, 1) * length
-    begin = np.where(left > slack, pieces.begin[:, None], at).max(axis=1)
-    end = np.where(right > slack, pieces.end[:, None], at).min(axis=1)
+    begin = np.where(left > slack, pieces.begin[:, None], at + _ROUNDING).max(axis=1)
+    end = np.where(right > slack, pieces.end[:, None], at - _ROUNDING).min(axis=1)
     never = ((left <= slack) & (right <= slack)).any(axis=1)
     return np.where(never, pieces.end, begin), np.where(never, pieces.begin, end)
 

@@ -18,17 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hullgeo import _check, _numerics, active_set, min_norm, planes
+from hullgeo import _check, _numerics, active_set, enclosure, min_norm, planes
 from hullgeo.features import LinearHead
 from hullgeo.head import boundary_distance
-from hullgeo.hull import membership, project_to_hull
 from hullgeo.min_norm import Named, Nearest
 from hullgeo.planes import UNIT
 from hullgeo.result import HullGuarantee, Membership, RegionMembership, Status
 
 _BALLS = 6  # balls named in a pass
 _LANES = 64  # queries searched together
-_PAD = 512  # features of a class are padded to a multiple, so that few sizes are compiled
 
 
 def hull_guarantee(
@@ -153,16 +151,21 @@ def region_membership(
     lead, held = boundary_distance(flat, head), boundary_distance(features, head)
     label, owner = np.asarray(lead.label), np.asarray(held.label)
     finite = np.asarray(lead.status) == Status.CONVERGED
+    radius = np.asarray(held.distance)
+    # Features that tie up to rounding are certain of no class: they span nothing.
+    members = [np.flatnonzero((owner == one) & (radius > 0)) for one in range(head.kernel.shape[1])]
+    size = max(map(len, members))
     ball, hull, joined = np.full((3, len(flat)), Membership.UNDECIDED, np.int32)
     status = np.full(len(flat), Status.CONVERGED, np.int32)
     verdicts = _Verdicts(
         ball, hull, joined, np.full(len(flat), np.inf), np.zeros(len(flat)), status
     )
     for one in np.unique(label[finite]):
-        rows = np.flatnonzero(finite & (label == one))
-        mine = owner == one
-        if mine.any():
-            spanning = np.asarray(features)[mine], np.asarray(held.distance)[mine]
+        rows, mine = np.flatnonzero(finite & (label == one)), members[one]
+        if len(mine):
+            # Copies bring all classes to one size, which is compiled once.
+            mine = mine[np.arange(size) * len(mine) // size]
+            spanning = np.asarray(features)[mine], radius[mine]
             _settle(verdicts, rows, flat[rows], *spanning, rtol, max_steps)
         else:
             verdicts.nothing(rows)
@@ -182,10 +185,10 @@ def region_membership(
 
 
 class _Balls(NamedTuple):
-    """Balls of one class, padded with copies of the last; centres relative to `origin`."""
+    """Balls of one class."""
 
-    origin: Float[Array, " dim"]
-    around: Float[Array, "balls dim"]
+    origin: Float[Array, " dim"]  # near their centres
+    center: Float[Array, "balls dim"]
     radius: Float[Array, " balls"]
 
 
@@ -207,51 +210,43 @@ class _Verdicts(NamedTuple):
         self.status[rows] = Status.INFEASIBLE
 
 
-def _padded(features: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    size = -(-len(features) // _PAD) * _PAD if len(features) > 1 else 1
-    index = np.minimum(np.arange(size), len(features) - 1)
-    return features[index], radius[index]
-
-
-def _balls(features: np.ndarray, radius: np.ndarray) -> _Balls:
-    wide = features.astype(np.float64)
-    origin = wide.mean(axis=0)
-    around = wide - origin
-    # A class without a rival has balls of any size; these reach far beyond all features.
-    most = 2.0**20 * (1 + np.abs(around).max())
-    finite = np.minimum(radius.astype(np.float64), most)
-    return _Balls(jnp.asarray(origin), jnp.asarray(around), jnp.asarray(finite))
-
-
 def _settle(
     verdicts: _Verdicts, rows: Any, queries: Any, features: Any, radius: Any,
     rtol: float, max_steps: int,
 ) -> None:  # fmt: skip
     """All queries of one class against the features of that class."""
-    features, radius = _padded(features, radius)
-    verdicts.hull[rows] = np.asarray(membership(project_to_hull(queries, features)))
     with _numerics.float64():
-        balls = _balls(features, radius)
+        origin = jnp.asarray(features.astype(np.float64).mean(axis=0))
+        centers = jnp.asarray(features.astype(np.float64))
+        # A class without a rival has balls of any size; these reach far beyond all features.
+        most = 2.0**20 * (1 + 2 * jnp.max(jnp.abs(centers)))
+        finite = jnp.minimum(jnp.asarray(radius.astype(np.float64)), most)
         steps = jnp.asarray(max_steps, jnp.int32)
         for first in range(0, len(rows), _LANES):
             block = np.resize(np.arange(first, min(first + _LANES, len(rows))), _LANES)
-            at = rows[block]
-            wide = jnp.asarray(queries[block].astype(np.float64))
-            known = jnp.asarray(verdicts.hull[at] == Membership.INSIDE)
-            answer = _in_balls(wide, known, balls, jnp.asarray(float(rtol)), steps)
-            for kept, new in zip(
-                (verdicts.ball, verdicts.joined, verdicts.distance, verdicts.lower,
-                 verdicts.status), answer, strict=True,
-            ):  # fmt: skip
+            wide, at = jnp.asarray(queries[block].astype(np.float64)), rows[block]
+            # The hull of the features is that of balls without size; its verdict is all we ask.
+            points = _Balls(origin, centers, 0.0 * finite)
+            loose, tolerance = (jnp.asarray(value, jnp.float64) for value in (jnp.inf, rtol))
+            _, hull, *_, failure = _in_balls(wide, wide[:, 0] < -jnp.inf, points, loose, steps)
+            known = hull == Membership.INSIDE
+            ball, joined, upper, lower, status = _in_balls(
+                wide, known, _Balls(origin, centers, finite), tolerance, steps
+            )
+            status = jnp.where(
+                (hull == Membership.UNDECIDED) & (status == Status.CONVERGED), failure, status
+            )
+            for kept, new in zip(verdicts, (ball, hull, joined, upper, lower, status), strict=True):
                 kept[at] = np.asarray(new)
-    undecided = (verdicts.hull[rows] == Membership.UNDECIDED) & (verdicts.status[rows] == 0)
-    verdicts.status[rows[undecided]] = Status.PRECISION_LIMIT
 
 
 @jax.jit
 def _in_balls(queries, known, balls: _Balls, rtol, max_steps):
-    """Verdicts on the balls and on their hull, for queries of one class."""
-    around, radius = balls.around, balls.radius
+    """Verdicts on the balls and on their hull, for queries of one class.
+
+    Lanes that are `known` to lie inside are not searched.
+    """
+    around, radius = balls.center - balls.origin[None, :], balls.radius
     dim = around.shape[1]
     shifted = queries - balls.origin[None, :]
     size = jnp.max(_numerics.norm(around)) + _numerics.norm(shifted)
@@ -291,6 +286,8 @@ def _in_balls(queries, known, balls: _Balls, rtol, max_steps):
         index = planes.first(padded == low[:, :, None])
         index += chunk * jnp.arange(_BALLS, dtype=jnp.int32)[None, :]
         index = jnp.minimum(index, along.shape[1] - 1)
+        best = planes.first(low == jnp.min(low, axis=1, keepdims=True))[:, None]
+        index = jnp.concatenate([jnp.take_along_axis(index, best, axis=1), index], axis=1)
         value = jnp.min(low, axis=1) - jnp.sum(direction * shifted, axis=1) - rounding
         ends = around[index] - shifted[:, None, :]
         ends -= radius[index][:, :, None] * direction[:, None, :]
@@ -308,9 +305,9 @@ def _in_balls(queries, known, balls: _Balls, rtol, max_steps):
     length = _numerics.norm(away)
     start = oracle(-away / jnp.where(length > 0, length, 1.0)[:, None])
     found = min_norm.search(
-        oracle, start, stop, slots=dim + 2 + _BALLS, size=reach, max_steps=max_steps
+        oracle, start, stop, slots=dim + 2 + start.points.shape[1], size=reach, max_steps=max_steps
     )
-    inside = settled | (depth(found) > 0)
+    inside = settled | (depth(found) > 0) | _enclosed(queries, balls.center, found)
     apart = (found.lower > 0) & ~inside
     joined = jnp.where(apart, jnp.int32(Membership.OUTSIDE), jnp.int32(Membership.UNDECIDED))
     joined = jnp.where(inside, jnp.int32(Membership.INSIDE), joined)
@@ -323,3 +320,14 @@ def _in_balls(queries, known, balls: _Balls, rtol, max_steps):
     status = jnp.where(decided, jnp.int32(Status.CONVERGED), limit)
     lower = jnp.where(inside, 0.0, found.lower)
     return ball, joined, jnp.where(inside, 0.0, upper(found)), lower, status
+
+
+def _enclosed(queries: Array, centers: Array, found: Nearest) -> Array:
+    """Whether the simplex of the centres in use is proved to hold a ball around each query."""
+    rows = centers[found.tags[:, :, 0]] - queries[:, None, :]
+    weights = found.weights
+    length = _numerics.norm(active_set.combine(weights, rows))
+    error = 2 * (rows.shape[1] + rows.shape[2] + 8) * UNIT
+    error = error * jnp.sum(weights * _numerics.norm(rows), axis=1)
+    level = jnp.all(centers == centers[:1], axis=0)[None, :] & (queries == centers[:1])
+    return jax.vmap(enclosure.interior_radius)(rows, weights, level, length, error) > 0

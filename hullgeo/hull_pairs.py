@@ -334,8 +334,11 @@ class _Verdicts:
     def project(self, rows: np.ndarray) -> bool:
         """Project open points onto the hull of the extreme ones; whether anything was learnt."""
         known = np.flatnonzero(self.margin > 0)
-        padded = np.resize(known, len(self.points))  # of one size, compiled once
-        result = project_to_hull(self.points[rows], self.points[padded])
+        # Of one size each time, compiled once.
+        asked = np.resize(rows, min(len(self.points), _ROWS))
+        vertices = np.resize(known, len(self.points))
+        result = project_to_hull(self.points[asked], self.points[vertices])
+        result = jax.tree.map(lambda array: np.asarray(array)[: len(rows)], result)
         inside = np.asarray(result.interior_radius)
         before = int(self.open.sum())
         hit = inside > 0

@@ -131,9 +131,16 @@ def _pass(oracle: Any, stop: Any, scale: Any, state: _State, max_steps: Any) -> 
     square = length * length
     stuck = (square > _STALL * state.square) | (length <= _TINY * scale)
     going = state.going & ~seen.done & ~stuck & (seen.num_steps < max_steps)
-    grown = _admit(seen, named)
+    grown, place = _admit(seen, named)
     weights = _solve(grown.points, grown.weights >= 0, scale)
-    moved = grown._replace(weights=weights)
+    # Where points in hand are nearly dependent, as on a curved set, the solution may be poor: then
+    # the classic step towards the point just named is taken.
+    plain = _toward(grown, place, point, named.points[:, 0])
+    solved, stepped = (
+        _numerics.norm(active_set.combine(any_weights, grown.points))
+        for any_weights in (weights, plain)
+    )
+    moved = grown._replace(weights=jnp.where((solved <= stepped)[:, None], weights, plain))
 
     def choose(new: Array, kept: Array, where: Array) -> Array:
         return jnp.where(where.reshape(-1, *[1] * (new.ndim - 1)), new, kept)
@@ -143,8 +150,8 @@ def _pass(oracle: Any, stop: Any, scale: Any, state: _State, max_steps: Any) -> 
     return _State(nearest, jnp.where(state.going, square, state.square), going)
 
 
-def _admit(nearest: Nearest, named: Named) -> Nearest:
-    """New points in the slots of least weight; slots that hold nothing get a negative weight."""
+def _admit(nearest: Nearest, named: Named) -> tuple[Nearest, Int[Array, "lanes new"]]:
+    """New points in slots without weight, and which; slots that hold nothing get a weight of -1."""
     lanes, slots = nearest.weights.shape
     new = named.points.shape[1]
     used = nearest.weights > 0
@@ -155,11 +162,25 @@ def _admit(nearest: Nearest, named: Named) -> Nearest:
     slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), used.shape)
     place = place.at[lane, order].set(slot, mode="drop")
     weights = jnp.where(used, nearest.weights, -1.0)
-    return nearest._replace(
+    grown = nearest._replace(
         points=nearest.points.at[lane, place].set(named.points, mode="drop"),
         tags=nearest.tags.at[lane, place].set(named.tags, mode="drop"),
         weights=weights.at[lane, place].set(0.0, mode="drop"),
     )
+    return grown, place
+
+
+def _toward(grown: Nearest, place: Array, point: Array, new: Array) -> Float[Array, "lanes slots"]:
+    """Weights of the shortest point between the present one and the new point in its slot."""
+    way = point - new
+    square = jnp.sum(way * way, axis=1)
+    share = jnp.sum(point * way, axis=1) / jnp.where(square > 0, square, 1.0)
+    has_slot = place[:, 0] < grown.weights.shape[1]
+    share = jnp.where(has_slot, jnp.clip(share, 0.0, 1.0), 0.0)
+    weights = jnp.maximum(grown.weights, 0.0) * (1 - share)[:, None]
+    lane = jnp.arange(place.shape[0], dtype=jnp.int32)
+    weights = weights.at[lane, place[:, 0]].add(share, mode="drop")
+    return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
 def _solve(points: Array, used: Array, scale: Array) -> Float[Array, "lanes slots"]:

@@ -245,9 +245,9 @@ def test_nan_rows_transforms_and_one_compilation():
         np.testing.assert_allclose(getattr(mapped, name), whole, rtol=1e-6, atol=1e-7)
         rows = np.stack([np.asarray(getattr(row, name)) for row in single])
         np.testing.assert_allclose(rows, whole[:2], rtol=1e-6, atol=1e-7)
-    size = nearest_module._nearest._cache_size()
+    size = nearest_module._nearest_in_box._cache_size()
     nearest_boundary_point(features, head, rival=1, lower=0.0, upper=upper * 2)
-    assert nearest_module._nearest._cache_size() == size
+    assert nearest_module._nearest_in_box._cache_size() == size
     with jax.enable_x64(False):
         narrow = jax.jit(solve)(jnp.asarray(features), 1e-6)
     assert narrow.distance.dtype == jnp.float32
