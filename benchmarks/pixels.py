@@ -6,7 +6,8 @@ The peers are AdvLib's, run by `pixel_peers.py` with a Python that has torch and
 `--peers-python` they are left out). The images are the first correctly classified lossless test
 images. Budgets count gradients per image. Success is checked on the returned arrays, in one batch
 and image by image, and failures count as infinite; the best of all methods in the run is the
-reference of the ratios. docs/pixels.md has the numbers and the time they took.
+reference of the ratios. Answers are kept in `--out` as they come, and a run that was stopped goes
+on with those of the same images. docs/pixels.md has the numbers and the time they took.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -28,8 +30,10 @@ PEERS = ("DDN:100", "FMN:100", "ALMA:100", "DDN:300", "FMN:300", "ALMA:300", "De
 CROWN_PEERS = ("DDN:100", "FMN:100", "ALMA:100", "DDN:300", "ALMA:300", "FAB:100")
 OURS = {
     "hullgeo 100": {"budget": 100},
-    "hullgeo 300": {"budget": 300, "num_rivals": 5, "num_starts": 1},
+    "hullgeo 300": {"budget": 300},
+    "hullgeo 300, 5 rivals": {"budget": 300, "num_rivals": 5},
 }
+BLOCK = 5  # images inverted at once: the batch waits for its slowest row
 MAKERS = {
     "resnet20_cifar10": networks.resnet20_linen,
     "crown_resnet2b": networks.resnet2b_linen,
@@ -61,10 +65,10 @@ def ask_peers(python, network, images, labels, names, out):
     """Answers and spent passes of AdvLib's attacks, by name."""
     if not python:
         return {}
-    np.savez(out / "images.npz", images=images, labels=labels)
+    np.savez(out / f"images_{network}.npz", images=images, labels=labels)
     weights = Path(os.environ["HULLGEO_DATA"]) / f"{network}.npz"
     script = Path(__file__).with_name("pixel_peers.py")
-    paths = [out / "images.npz", weights, network, out / f"peers_{network}.npz"]
+    paths = [out / f"images_{network}.npz", weights, network, out / f"peers_{network}.npz"]
     done = subprocess.run(
         [python, str(script), *map(str, paths), *names], capture_output=True, text=True, check=True
     )
@@ -81,17 +85,15 @@ def flips(network, count, peers_python, out):
     images, labels = correct_images(classifier, count)
     rows, arrays = {}, {"images": images, "labels": labels}
     for name, options in OURS.items():
-        start = time.perf_counter()
-        flip = jax.block_until_ready(hullgeo.nearest_flip(classifier, images, **options))
-        seconds = time.perf_counter() - start
-        flip = jax.tree.map(np.asarray, flip)
+        search = partial(hullgeo.nearest_flip, classifier, images, **options)
+        flip, seconds = kept(out / f"{network} {name}.npz", images, search)
         distance = referee(logits_fn, images, labels, flip.image)
         before = [int(np.asarray(logits_fn(image[None])).argmax()) for image in flip.image_before]
         width = 1 - flip.distance_before / flip.distance
         rows[name] = {
             "gradients": int(flip.num_gradients[0]),
             "forwards": int(flip.num_evaluations[0]),
-            "seconds": seconds / count,
+            "seconds": float(seconds) / count,
             "confirmed": float(np.mean((flip.status == 0) & (np.array(before) == labels))),
             "bracket_median": float(np.median(width)),
             "bracket_largest": float(width.max()),
@@ -126,6 +128,20 @@ def flips(network, count, peers_python, out):
     return rows
 
 
+def kept(path, images, search):
+    """The result of a search about these images, and its seconds, read back where stored."""
+    if path.exists():
+        with np.load(path) as stored:
+            if np.array_equal(stored["asked"], images):
+                kind = hullgeo.Flip if "tie_gap" in stored else hullgeo.Inversion
+                return kind(**{name: stored[name] for name in kind._fields}), stored["seconds"]
+    start = time.perf_counter()
+    found = jax.tree.map(np.asarray, jax.block_until_ready(search()))
+    seconds = time.perf_counter() - start
+    np.savez(path, asked=images, seconds=seconds, **found._asdict())
+    return found, seconds
+
+
 def summary(name, distance, row):
     print(
         f"{name:14s} mean {distance.mean():.4f} lower median {lower_median(distance):.4f} "
@@ -151,11 +167,18 @@ def inversions(count, out):
     rows, arrays = {}, {}
     for kind, target in targets.items():
         for name, options in {"": {}, ", no polish": {"polish_steps": 0}}.items():
-            start = time.perf_counter()
-            found = hullgeo.invert_features(
-                classifier.features, jnp.asarray(target), images[:count], **options
-            )
-            found = jax.tree.map(np.asarray, found)
+            blocks = []
+            for first in range(0, count, BLOCK):
+                part = slice(first, first + BLOCK)
+                search = partial(
+                    hullgeo.invert_features,
+                    classifier.features, jnp.asarray(target[part]), images[:count][part],
+                    **options,
+                )  # fmt: skip
+                path = out / f"inversion {kind}{name} {first}.npz"
+                blocks.append(kept(path, images[:count][part], search))
+            seconds = sum(seconds for _, seconds in blocks)
+            found = jax.tree.map(lambda *parts: np.concatenate(parts), *(b[0] for b in blocks))
             rows[kind + name] = {
                 "median_residual": float(np.median(found.residual)),
                 **{
@@ -164,7 +187,7 @@ def inversions(count, out):
                 },
                 "median_pixel_distance": float(np.median(found.pixel_distance)),
                 "median_jacobians": float(np.median(found.num_gradients)) / phi.shape[1],
-                "seconds": (time.perf_counter() - start) / count,
+                "seconds": float(seconds) / count,
             }
             arrays |= {f"{kind}{name}/{key}": value for key, value in found._asdict().items()}
             print(kind + name, rows[kind + name], flush=True)

@@ -204,12 +204,13 @@ def polish(evaluate: Evaluate, problem: Problem, found: Found, num_steps: Array)
     """Sequential quadratic programming with the last linearisations of the rival's margin.
 
     Each point is pulled to the boundary along its ray by its own linearisation; the nearest such
-    point is returned, close to the boundary, not yet a flip.
+    point is returned, close to the boundary, not yet a flip. Linearisations that exclude it are
+    shifted to touch it, and a step that led to no nearer point halves the next one.
     """
     size = found.distance.shape[0]
 
     def body(step, state):
-        points, normals, offsets, found = state
+        points, normals, offsets, reach, found = state
         _, towards, gradient = margin_and_gradient(evaluate, problem, points, found.rival)
         displacement = points - problem.origin
         rise = (gradient * displacement).sum(-1)
@@ -219,16 +220,23 @@ def polish(evaluate: Evaluate, problem: Problem, found: Found, num_steps: Array)
         pulled = problem.point((1 + stretch)[:, None] * displacement)
         sloped = (gradient != 0).any(-1)
         distance = jnp.where(near, distance, jnp.inf)
+        nearer = (distance < found.distance) | jnp.isinf(found.distance)
+        reach = jnp.where(nearer, 1, reach / 2)
         found = _better(found, pulled, distance, found.rival, sloped)
         slot = step % _CUTS
         normals = lax.dynamic_update_index_in_dim(normals, gradient, slot, 1)
         offsets = lax.dynamic_update_index_in_dim(offsets, rise - towards, slot, 1)
-        moved = problem.point(_project_origin(problem, normals, offsets))
-        return jnp.where(sloped[:, None], moved, points), normals, offsets, found
+        nearest = found.point - problem.origin
+        touching = jnp.einsum("nkp,np->nk", normals, nearest, precision=_numerics.HIGHEST)
+        used = (normals != 0).any(-1) & jnp.isfinite(found.distance)[:, None]
+        shifted = jnp.where(used, jnp.minimum(offsets, touching), offsets)
+        step_to = _project_origin(problem, normals, shifted)
+        moved = problem.point(nearest + reach[:, None] * (step_to - nearest))
+        return jnp.where(sloped[:, None], moved, points), normals, offsets, reach, found
 
     normals = jnp.zeros_like(problem.origin)[:, None] * jnp.ones((1, _CUTS, 1), found.point.dtype)
     offsets = jnp.broadcast_to(-jnp.ones_like(found.distance)[:, None], (size, _CUTS))
-    state = (found.point, normals, offsets, found)
+    state = (found.point, normals, offsets, jnp.ones_like(found.distance), found)
     return lax.fori_loop(0, num_steps, body, state)[-1]
 
 

@@ -53,8 +53,11 @@ def analyze(
     bounds: tuple[float, float] = (0.0, 1.0),
     rtol: float = 1e-6,
     num_shown: int = 12,
+    num_flips: int = 100,
     num_inversions: int = 6,
-    inversion_steps: int = 300,
+    inversion_steps: int = 60,
+    num_morphs: int = 3,
+    num_ties: int = 3,
     batch_size: int = 256,
     devices: Sequence[jax.Device] | None = None,
     progress: bool = True,
@@ -79,8 +82,11 @@ def analyze(
       bounds: smallest and largest value of a pixel.
       rtol: relative tolerance of squared hull distances.
       num_shown: images in each gallery.
+      num_flips: test images, spread evenly, whose nearest flips are searched.
       num_inversions: nearest boundary points that are taken back to pixels.
-      inversion_steps: gradient steps for each of them.
+      inversion_steps: Gauss-Newton steps for each of them.
+      num_morphs: pairs of test images between which morphs are made.
+      num_ties: images that are moved to ties of two, three and four classes.
       batch_size: images that pass through the network at a time.
       devices: where the network runs; None for the default device.
       progress: show progress bars.
@@ -100,8 +106,9 @@ def analyze(
         _check.fail("class_names", names, f"to hold one name for each of {num_classes} classes")
     _check.nonnegative("rtol", rtol)
     for name, value, least in (
-        ("num_shown", num_shown, 1), ("num_inversions", num_inversions, 0),
-        ("inversion_steps", inversion_steps, 1), ("batch_size", batch_size, 1),
+        ("num_shown", num_shown, 1), ("num_flips", num_flips, 0),
+        ("num_inversions", num_inversions, 0), ("inversion_steps", inversion_steps, 1),
+        ("num_morphs", num_morphs, 0), ("num_ties", num_ties, 0), ("batch_size", batch_size, 1),
     ):  # fmt: skip
         _check.at_least(name, value, least)
 
@@ -109,8 +116,11 @@ def analyze(
         "bounds": [float(bound) for bound in bounds],
         "rtol": float(rtol),
         "num_shown": int(num_shown),
+        "num_flips": int(num_flips),
         "num_inversions": int(num_inversions),
         "inversion_steps": int(inversion_steps),
+        "num_morphs": int(num_morphs),
+        "num_ties": int(num_ties),
     }
     kernel, bias = (np.asarray(part) for part in classifier.head)
     data: dict[str, Values] = {

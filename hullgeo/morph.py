@@ -91,7 +91,8 @@ def morph(
         num_frames=num_frames,
         path=path,
     )
-    crossings = find_crossing(classifier, frames[:, :-1], frames[:, 1:], xtol=xtol)
+    on_device = jax.tree.map(jnp.asarray, classifier)
+    crossings = find_crossing(on_device, frames[:, :-1], frames[:, 1:], xtol=xtol)
     top = lax.top_k(logits, 2)[0]
     result = Morph(
         images=frames,

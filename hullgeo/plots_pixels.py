@@ -131,6 +131,50 @@ def inversions(
     return figure
 
 
+def ties(
+    before: np.ndarray,
+    after: np.ndarray,
+    classes: np.ndarray,
+    distance: np.ndarray,
+    tied: np.ndarray,
+    class_names: Sequence[str],
+    theme: Theme,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Figure:
+    """One row an image: it, and the images near it at which 2, 3, ... of its classes tie.
+
+    Args:
+      before: originals, `(n, height, width, channels)`.
+      after: images with tied classes, `(n, ties, height, width, channels)`.
+      classes: likeliest classes first, `(n, ties + 1)`; column i ties the first i + 2.
+      distance: Euclidean distances, `(n, ties)`.
+      tied: where the tie was reached, `(n, ties)`.
+      class_names: one a class.
+      theme: the inks.
+      bounds: smallest and largest pixel value.
+
+    Returns:
+      a figure.
+    """
+    figure, axes = _grid(len(before), after.shape[1] + 1, theme)
+    for row, image in enumerate(before):
+        names = [class_names[index] for index in classes[row]]
+        _show(axes[row][0], image, bounds)
+        axes[row][0].set_title(names[0], fontsize=8, color=theme.ink)
+        for column, moved in enumerate(after[row]):
+            cell = axes[row][column + 1]
+            _show(cell, moved, bounds)
+            cell.set_title(f"= {names[column + 1]}", fontsize=8, color=theme.wrong)
+            reached = tied[row, column]
+            cell.set_xlabel(
+                f"{distance[row, column]:.3g}" if reached else "not reached",
+                fontsize=8,
+                color=theme.muted,
+            )
+    return figure
+
+
 def robustness(distances: Sequence[np.ndarray], names: Sequence[str], theme: Theme) -> Figure:
     """The share of images not flipped within a distance, one curve a search with its budget.
 

@@ -12,7 +12,7 @@ import numpy as np
 from hullgeo import _plane, plots
 from hullgeo.plots import percent
 from hullgeo.result import Membership, Status
-from hullgeo.sections_pixels import flips, gallery, inversion
+from hullgeo.sections_pixels import flips, gallery, inversion, morphs, ties
 from hullgeo.telling import (
     UNIT,
     Certificate,
@@ -417,6 +417,8 @@ SECTIONS: tuple[tuple[Callable[[Data], Section], tuple[str, ...]], ...] = (
     (gallery, ("gallery", "hull", "boundary", "accuracy", "statistics")),
     (inversion, ("inversion", "statistics")),
     (flips, ("flips",)),
+    (morphs, ("morphs",)),
+    (ties, ("ties",)),
 )
 
 

@@ -8,7 +8,19 @@ import numpy as np
 from hullgeo import plots, plots_pixels
 from hullgeo.plots import percent
 from hullgeo.result import Membership, Status
-from hullgeo.telling import UNIT, Card, Certificate, Data, Figure, Gallery, Section, of
+from hullgeo.telling import (
+    UNIT,
+    Card,
+    Certificate,
+    Data,
+    Figure,
+    Gallery,
+    Section,
+    median,
+    of,
+    sentence,
+    wilson,
+)
 
 
 def gallery(data: Data) -> Section:
@@ -97,7 +109,8 @@ def inversion(data: Data) -> Section:
     if count == 0:
         title = "Boundary points as images"
         return Section("inversion", "Inversion", title, "No image was moved to a boundary.", [])
-    change = found["after"].astype(np.float64) - found["before"]
+    shown = np.unique(np.linspace(0, count - 1, min(count, 6)).round().astype(int))
+    change = (found["after"].astype(np.float64) - found["before"])[shown]
     scale = float(np.abs(change.mean(axis=-1)).max(initial=0.0)) or 1.0
     matched = int((found["status"] == Status.CONVERGED).sum())
     cards = [
@@ -116,19 +129,20 @@ def inversion(data: Data) -> Section:
             ],
             palette[found["label"][i]],
         )
-        for i in range(count)
+        for i in shown
     ]
     low, high = float(found["pixel_distance"].min()), float(found["pixel_distance"].max())
     worst, closed = float(found["residual"].max()), float(found["gap_closed"].min())
     steps = int(found["num_gradients"].max())
     block = Gallery(
         cards,
-        f"{count} correctly classified images, from near a boundary to far from one. Each was "
+        f"{count} correctly classified images, from near a boundary to far from one, of which "
+        f"{len(shown)} are shown. Each was "
         f"changed in pixels by {low:.2g} to {high:.2g} (Euclidean length, pixels between "
         f"{bounds[0]:g} and {bounds[1]:g}), which closed at least {percent(closed)} of the logit "
         f"gap between its class and the rival. Change: red brighter, blue darker, full colour at "
         f"{scale:.2g}.",
-        f"Evaluated, not proved: a local search of up to {steps} gradient steps. It matched the "
+        f"Evaluated, not proved: a local search of up to {steps} gradients. It matched the "
         f"boundary point's features to 0.1 % of their length for {of(matched, count)}; the worst "
         f"missed by {percent(worst)}. Where missed, a smaller change or a closer match may exist.",
         "wide",
@@ -164,40 +178,54 @@ def inversion(data: Data) -> Section:
 
 
 def flips(data: Data) -> Section:
-    """The nearest images of another class that were found."""
+    """The nearest images of another class that were found, and the robustness curve."""
     found, names = data["flips"], data["about"]["class_names"]
     title, count = "Nearest images of another class", len(found["rows"])
     if count == 0:
         return Section("flips", "Flips", title, "No image was tried.", [])
     bounds = tuple(data["about"]["options"]["bounds"])
-    flipped = np.isfinite(found["distance"])
+    distance, few = (np.asarray(found[name], np.float64) for name in ("distance", "few_distance"))
     sure = int((found["status"] == Status.CONVERGED).sum())
-    if flipped.any():
-        low, high = (float(edge(found["distance"][flipped])) for edge in (np.min, np.max))
-        length = f"by {low:.3g} to {high:.3g} in pixels"
-    else:
-        length = "not at all"
-    drawing = partial(
-        plots_pixels.flips, found["before"], found["image"], found["distance"], found["label"],
-        found["rival"], names, bounds=bounds,
-    )  # fmt: skip
-    figure = Figure(
-        [plots.render(drawing)],
-        "Images, the nearest flips found, and the differences",
-        f"{of(int(flipped.sum()), count)} changed class when moved {length} (Euclidean length). "
-        f"Below each flip its difference, amplified by the factor written there.",
-        f"Both sides of the boundary are evaluated, alone and in a batch, beyond rounding, for "
-        f"{of(sure, count)}. A flip is an upper bound of the distance to the boundary: a local "
-        f"search of {int(found['num_gradients'].max())} gradients found it, and a nearer one may "
-        f"exist.",
-    )
+    right = distance > 0
+    flipped = np.flatnonzero(right & np.isfinite(distance))
+    order = flipped[np.argsort(distance[flipped], kind="stable")]
+    shown = order[np.unique(np.linspace(0, len(order) - 1, min(6, len(order))).round().astype(int))]
+    blocks, half, findings = [], np.nan, []
+    if len(shown):
+        low, high = distance[order[0]], distance[order[-1]]
+        drawing = partial(
+            plots_pixels.flips, found["before"][shown], found["image"][shown], distance[shown],
+            found["label"][shown], found["rival"][shown], names, bounds=bounds,
+        )  # fmt: skip
+        blocks.append(
+            Figure(
+                [plots.render(drawing)],
+                "Images, the nearest flips found, and the differences",
+                f"{of(len(flipped), int(right.sum()), 'correctly classified images')} changed "
+                f"class when moved by {low:.3g} to {high:.3g} in pixels (Euclidean length, "
+                f"{np.median(distance[flipped]):.3g} in the median); shown are {len(shown)}, from "
+                f"the nearest to the farthest. Below each flip its difference, amplified by the "
+                f"factor written there.",
+                f"Both sides of the boundary were evaluated, alone and in a batch, and differ by "
+                f"more than rounding, for {of(sure, count)}. A flip is an upper bound of the "
+                f"distance to the boundary: a local search of "
+                f"{int(found['num_gradients'].max())} gradients found it, and a nearer one may "
+                f"exist.",
+            )
+        )
+        half = float(np.median(np.where(np.isfinite(distance[right]), distance[right], np.inf)))
+        findings.append(
+            f"A change of {half:.3g} in pixels is enough to flip half of the {int(right.sum())} "
+            f"correctly classified images tried."
+        )
+    blocks.append(_robustness(found, distance, few))
     return Section(
         "flips",
         "Flips",
         title,
         "How little must an image change until the network calls it something else?",
-        [figure],
-        [f"Changes of pixels {length} flipped {of(int(flipped.sum()), count)} images tried."],
+        blocks,
+        findings,
         [
             Certificate(
                 "Nearest images of another class",
@@ -208,8 +236,174 @@ def flips(data: Data) -> Section:
         ],
         {
             "num_tried": count,
-            "num_flipped": int(flipped.sum()),
+            "num_right": int(right.sum()),
+            "num_flipped": len(flipped),
             "num_confirmed": sure,
-            "distances": found["distance"].tolist(),
+            "median_distance": half,
+            "num_gradients": int(found["num_gradients"].max()),
+        },
+    )
+
+
+def _robustness(found: dict[str, np.ndarray], distance: np.ndarray, few: np.ndarray) -> Figure:
+    """The share of images that keep their label within a distance."""
+    count, right = len(distance), int((distance > 0).sum())
+    budgets = [int(found[name].max()) for name in ("few_num_gradients", "num_gradients")]
+    curves = [f"{budgets[0]} gradients", f"{budgets[1]} gradients"]
+    drawing = partial(plots_pixels.robustness, [few, distance], curves)
+    low, high = wilson(right, count)
+    both = np.isfinite(few) & (distance > 0)
+    gain = ""
+    if both.any():
+        nearer = percent(max(1 - median(distance[both] / few[both]), 0.0))
+        gain = (
+            f" With {budgets[1]} gradients instead of {budgets[0]} the flips are nearer by "
+            f"{nearer} in the median."
+        )
+    half = np.quantile(distance, 0.5, method="lower")
+    return Figure(
+        [plots.render(drawing)],
+        "Share of images that keep their label, by the size of the change",
+        f"Of {count} images spread evenly over the test set {percent(right / count)} are "
+        f"classified right to begin with; a change of {half:.3g} leaves at most half of all "
+        f"right.{gain}",
+        f"Every flip was evaluated, so that the curves are upper bounds of the share for these "
+        f"images: flips may have been missed, the fewer the larger the budget. For all images of "
+        f"the kind, the share at 0 lies between {percent(low)} and {percent(high)} with 95 % "
+        f"confidence.",
+    )
+
+
+def morphs(data: Data) -> Section:
+    """Images between images, along the line between their features."""
+    found, names = data["morphs"], data["about"]["class_names"]
+    title, count = "Between two images", len(found["pairs"])
+    if count == 0:
+        return Section("morphs", "Morphs", title, "No pair of images was tried.", [])
+    bounds = tuple(data["about"]["options"]["bounds"])
+    frames = found["residual"].shape[1]
+    inner, stray = found["residual"][:, 1:-1], found["blend_residual"][:, 1:-1].max(axis=1)
+    reached = int((found["status"][:, 1:-1] == Status.CONVERGED).sum())
+    changes, blended = (
+        (np.diff(found[name], axis=1) != 0).sum(axis=1) for name in ("labels", "blend_labels")
+    )
+    shown = min(count, 4)
+    drawing = partial(
+        plots_pixels.morphs, found["images"][:shown], found["labels"][:shown],
+        found["residual"][:shown], names, bounds=bounds,
+    )  # fmt: skip
+    blend = partial(
+        plots_pixels.morphs, found["blend_images"][:1], found["blend_labels"][:1],
+        found["blend_residual"][:1], names, bounds=bounds,
+    )  # fmt: skip
+    blocks = [
+        Figure(
+            [plots.render(drawing)],
+            "Morphs whose features follow a straight line",
+            f"{count} pairs of images of different classes, {frames} frames each. Every frame is "
+            f"the image, near the blend of the two, whose features lie on the straight line "
+            f"between theirs. The class changes {changes.min()} to {changes.max()} times on the "
+            f"way. Above each frame its class, in colour where it changes; below, by how much its "
+            f"features miss the line, relative to their length.",
+            f"Evaluated, not proved: {of(reached, inner.size, 'inner frames')} lie on the line to "
+            f"1 %, the worst misses it by {percent(float(inner.max()))}. What happens between two "
+            f"frames was not examined beyond one change of class.",
+        ),
+        Figure(
+            [plots.render(blend)],
+            "The blend of the first pair",
+            f"The plain blend of the first pair, for comparison. The features of blends leave the "
+            f"line by up to {percent(float(stray.max()))} of their length, and their class "
+            f"changes {blended.min()} to {blended.max()} times.",
+            "Evaluated at the frames alone.",
+        ),
+    ]
+    return Section(
+        "morphs",
+        "Morphs",
+        title,
+        "What lies between two images for the network? A line in feature space, taken back to "
+        "pixels frame by frame.",
+        blocks,
+        [
+            f"{of(reached, inner.size, 'frames')} of morphs follow the line between two images' "
+            f"features to 1 %; the frames of plain blends leave it by up to "
+            f"{percent(float(stray.max()))}."
+        ],
+        [
+            Certificate(
+                "Images between two images",
+                f"not proved; matched {of(reached, inner.size, 'frames')}",
+                f"missed by {percent(float(inner.max()))}",
+                str(inner.size - reached),
+            )
+        ],
+        {
+            "num_pairs": count,
+            "num_frames": inner.size,
+            "num_reached": reached,
+            "worst_residual": float(inner.max()),
+            "worst_residual_of_blends": float(stray.max()),
+        },
+    )
+
+
+def ties(data: Data) -> Section:
+    """Images at which several classes tie."""
+    found, names = data["ties"], data["about"]["class_names"]
+    title, count = "Ambiguous images", len(found["rows"])
+    if count == 0:
+        return Section("ties", "Ambiguous", title, "No image was tried.", [])
+    bounds = tuple(data["about"]["options"]["bounds"])
+    numbers = range(2, found["classes"].shape[1] + 1)
+    after, distance, gap, status = (
+        np.stack([found[f"tie{number}_{name}"] for number in numbers], axis=1)
+        for name in ("image", "distance", "tie_gap", "status")
+    )
+    tied = status == Status.CONVERGED
+    shown = np.unique(np.linspace(0, count - 1, min(count, 4)).round().astype(int))
+    drawing = partial(
+        plots_pixels.ties, found["before"][shown], after[shown], found["classes"][shown],
+        distance[shown], tied[shown], names, bounds=bounds,
+    )  # fmt: skip
+    medians = [median(distance[tied[:, column], column]) for column in range(len(numbers))]
+    reached = [
+        f"{number} classes tie for {of(int(tied[:, column].sum()), count, 'images')}"
+        + (f" ({medians[column]:.3g} away in the median)" if tied[:, column].any() else "")
+        for column, number in enumerate(numbers)
+    ]
+    total = int(tied.sum())
+    worst = float(gap[tied].max()) if total else np.nan
+    return Section(
+        "ties",
+        "Ambiguous",
+        title,
+        "Images that the network cannot tell apart from several classes at once: its likeliest "
+        "two, three, ... classes have the same logit, and no other class a larger one.",
+        [
+            Figure(
+                [plots.render(drawing)],
+                "Images, and images near them at which classes tie",
+                sentence("; ".join(reached)) + ". Each column adds one class to the tie; below, "
+                "the Euclidean distance in pixels from the image on the left.",
+                (f"Evaluated: the tied logits differ by {worst:.1g} at most. " if total else "")
+                + "The distances are upper bounds: a local search found these images, and nearer "
+                "ones may exist.",
+            )
+        ],
+        [f"{total} of {tied.size} ties of {numbers[0]} to {numbers[-1]} classes were reached."],
+        [
+            Certificate(
+                "Images with tied classes",
+                f"upper bounds of {of(total, tied.size)}",
+                "no lower bound",
+                str(tied.size - total),
+            )
+        ],
+        {
+            "num_images": count,
+            "num_tied": tied.sum(axis=0).tolist(),
+            "median_distances": medians,
+            "largest_gap": worst,
         },
     )

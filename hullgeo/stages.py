@@ -11,7 +11,7 @@ from hullgeo.features import extract_features
 from hullgeo.head import boundary_distance
 from hullgeo.hull import membership, project_to_hull
 from hullgeo.oracle import prepare_hull
-from hullgeo.stages_pixels import flips, gallery, inversion
+from hullgeo.stages_pixels import flips, gallery, inversion, morphs, ties
 from hullgeo.staging import Inputs, Stage, Values, head_of, in_blocks
 
 _HULL_ROWS = 512
@@ -269,8 +269,15 @@ STAGES = (
     Stage(
         "flips",
         flips,
-        ("network", "test", "accuracy", "boundary"),
-        ("num_inversions", "bounds"),
+        ("network", "test"),
+        ("num_flips", "bounds"),
+    ),
+    Stage("morphs", morphs, ("network", "test", "accuracy"), ("num_morphs", "bounds")),
+    Stage(
+        "ties",
+        ties,
+        ("network", "head", "test", "features", "accuracy", "boundary"),
+        ("num_ties", "bounds"),
     ),
     Stage("plane", plane, ("head", "test", "features", "accuracy", "boundary")),
 )

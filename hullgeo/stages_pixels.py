@@ -2,11 +2,20 @@
 
 import numpy as np
 
-from hullgeo.features import LinearHead
+from hullgeo.ambiguous import ambiguous_image
 from hullgeo.flip import nearest_flip
 from hullgeo.inversion import invert_features
+from hullgeo.morph import morph
+from hullgeo.nearest import nearest_boundary_point
 from hullgeo.result import Membership
 from hullgeo.staging import Inputs, Values, head_of
+
+BUDGETS = (30, 100)  # gradients for each flip; the smaller shows how much the budget matters
+_BLOCK = 50  # images whose flips are searched at once, and saved
+_FEW = 10  # likewise for what needs Jacobians
+_MOST_TIED = 4  # classes
+_FRAMES = 9
+_STEPS = 40  # of Gauss-Newton, for each of them
 
 
 def gallery(inputs: Inputs) -> Values:
@@ -29,72 +38,133 @@ def gallery(inputs: Inputs) -> Values:
 
 
 def inversion(inputs: Inputs) -> Values:
-    """A few nearest boundary points taken back to pixels, from easy to hard."""
+    """Nearest boundary points taken back to pixels, from easy to hard."""
     head, classifier = head_of(inputs), inputs.data["network"]["classifier"]
-    images, near = inputs.data["test"]["images"], inputs.data["boundary"]
-    rows = _from_easy_to_hard(inputs)
+    images, features = inputs.data["test"]["images"], inputs.data["features"]["test"]
+    rows = _from_easy_to_hard(inputs, inputs.options["num_inversions"])
     if len(rows) == 0:
         return {"rows": rows}
-    label, rival = near["test_label"][rows], near["test_rival"][rows]
-    target = _boundary_points(inputs.data["features"]["test"][rows], label, rival, head)
-    found = invert_features(
-        classifier.features,
-        target,
-        images[rows],
-        bounds=inputs.options["bounds"],
-        max_steps=inputs.options["inversion_steps"],
-    )
-    logits = np.asarray(head(found.features), np.float64)
-    before = np.asarray(head(inputs.data["features"]["test"][rows]), np.float64)
-    index = np.arange(len(rows))
-    gap_after = logits[index, label] - logits[index, rival]
+    nonnegative = min(features.min(), inputs.data["features"]["train"].min()) >= 0
+
+    def invert(block):
+        near = nearest_boundary_point(features[block], head, lower=0.0 if nonnegative else None)
+        found = invert_features(
+            classifier.features,
+            near.point,
+            images[block],
+            bounds=inputs.options["bounds"],
+            max_steps=inputs.options["inversion_steps"],
+        )
+        kept = ("residual", "pixel_distance", "active", "num_gradients", "status")
+        return {
+            "after": found.image,
+            "after_features": found.features,
+            "target": near.point,
+            "label": near.label,
+            "rival": near.rival,
+            "feature_distance": near.distance,
+        } | {name: getattr(found, name) for name in kept}
+
+    values = inputs.chunks(invert, rows, _FEW)
+    before = np.asarray(head(features[rows]), np.float64)
+    logits = np.asarray(head(values["after_features"]), np.float64)
+    index, label, rival = np.arange(len(rows)), values["label"], values["rival"]
+    gap, gap_after = (z[index, label] - z[index, rival] for z in (before, logits))
     return {
         "rows": rows,
         "before": images[rows],
-        "after": np.asarray(found.image),
-        "target": target,
-        "residual": np.asarray(found.residual),
-        "pixel_distance": np.asarray(found.pixel_distance),
-        "active": np.asarray(found.active),
-        "num_gradients": np.asarray(found.num_gradients),
-        "status": np.asarray(found.status),
-        "label": label,
-        "rival": rival,
+        **values,
         "label_after": logits.argmax(axis=1).astype(np.int32),
-        "gap_closed": 1.0 - gap_after / (before[index, label] - before[index, rival]),
-        "feature_distance": near["test_distance"][rows],
+        "gap_closed": 1.0 - gap_after / gap,
     }
 
 
 def flips(inputs: Inputs) -> Values:
-    """The nearest flips found of a few images, from easy to hard."""
-    rows = _from_easy_to_hard(inputs)
+    """The nearest flips found, away from the labels, of images spread evenly over the test set."""
+    images, labels = inputs.data["test"]["images"], inputs.data["test"]["labels"]
+    classifier, bounds = inputs.data["network"]["classifier"], inputs.options["bounds"]
+    count = min(inputs.options["num_flips"], len(images))
+    rows = np.rint(np.linspace(0, len(images) - 1, count)).astype(int)
+    if count == 0:
+        return {"rows": rows}
+
+    def search(block):
+        few, most = (
+            nearest_flip(
+                classifier, images[block], labels=labels[block], bounds=bounds, budget=budget
+            )
+            for budget in BUDGETS
+        )
+        return most._asdict() | {
+            "few_distance": few.distance,
+            "few_num_gradients": few.num_gradients,
+        }
+
+    return {"rows": rows, "before": images[rows], **inputs.chunks(search, rows, _BLOCK)}
+
+
+def morphs(inputs: Inputs) -> Values:
+    """Morphs between random pairs of correctly classified images of different classes."""
+    images, bounds = inputs.data["test"]["images"], inputs.options["bounds"]
+    classifier = inputs.data["network"]["classifier"]
+    predicted = inputs.data["accuracy"]["test_predicted"]
+    correct = np.flatnonzero(predicted == inputs.data["test"]["labels"])
+    order = np.random.default_rng(0).permutation(correct)
+    half = len(order) // 2
+    pairs = np.stack([order[:half], order[half : 2 * half]], axis=1)
+    pairs = pairs[predicted[pairs[:, 0]] != predicted[pairs[:, 1]]][: inputs.options["num_morphs"]]
+    if len(pairs) == 0:
+        return {"pairs": pairs}
+
+    def move(block):
+        ends = images[block[:, 0]], images[block[:, 1]]
+        options = {"num_frames": _FRAMES, "bounds": bounds}
+        found = morph(classifier, *ends, max_steps=_STEPS, **options)
+        blend = morph(classifier, *ends, path="pixels", **options)
+        values = found._asdict()
+        crossings = values.pop("crossings")
+        return values | {
+            "crossing_lower": crossings.lower,
+            "crossing_upper": crossings.upper,
+            "crossing_status": crossings.status,
+            "blend_images": blend.images,
+            "blend_labels": blend.labels,
+            "blend_residual": blend.residual,
+        }
+
+    return {"pairs": pairs, **inputs.chunks(move, pairs, _FEW)}
+
+
+def ties(inputs: Inputs) -> Values:
+    """Images at which the two, three and four likeliest classes tie, from easy to hard."""
+    images, classifier = inputs.data["test"]["images"], inputs.data["network"]["classifier"]
+    head, bounds = head_of(inputs), inputs.options["bounds"]
+    rows = _from_easy_to_hard(inputs, inputs.options["num_ties"])
     if len(rows) == 0:
         return {"rows": rows}
-    images = inputs.data["test"]["images"][rows]
-    classifier, bounds = inputs.data["network"]["classifier"], inputs.options["bounds"]
-    found = nearest_flip(classifier, images, bounds=bounds)
-    return {"rows": rows, "before": images} | {
-        name: np.asarray(value) for name, value in found._asdict().items()
-    }
+    logits = np.asarray(head(inputs.data["features"]["test"][rows]))
+    order = np.argsort(-logits, axis=1, kind="stable").astype(np.int32)[:, :_MOST_TIED]
+
+    def search(block):
+        values: Values = {}
+        start = images[rows[block]]
+        for number in range(order.shape[1], 1, -1):  # a tie of many classes is one of fewer, too
+            found = ambiguous_image(
+                classifier, images[rows[block]], order[block, :number], start=start, bounds=bounds
+            )
+            values |= {f"tie{number}_{name}": array for name, array in found._asdict().items()}
+            start = found.image
+        return values
+
+    found = inputs.chunks(search, np.arange(len(rows)), _FEW)
+    return {"rows": rows, "before": images[rows], "classes": order, **found}
 
 
-def _from_easy_to_hard(inputs: Inputs) -> np.ndarray:
+def _from_easy_to_hard(inputs: Inputs, count: int) -> np.ndarray:
     """Rows of correctly classified test images, evenly by their distance to the boundary."""
     near = inputs.data["boundary"]
     correct = inputs.data["accuracy"]["test_predicted"] == inputs.data["test"]["labels"]
     usable = np.flatnonzero(correct & np.isfinite(near["test_distance"]))
     order = usable[np.argsort(near["test_distance"][usable], kind="stable")]
-    count = min(inputs.options["num_inversions"], len(order))
+    count = min(count, len(order))
     return order[np.rint(np.linspace(0.05, 0.95, count) * (len(order) - 1)).astype(int)]
-
-
-def _boundary_points(
-    points: np.ndarray, label: np.ndarray, rival: np.ndarray, head: LinearHead
-) -> np.ndarray:
-    """The foot of each point on the plane where its class and its rival tie."""
-    kernel, bias = (np.asarray(part, np.float64) for part in head)
-    wide = np.asarray(points, np.float64)
-    normal = (kernel[:, label] - kernel[:, rival]).T
-    gap = np.sum(wide * normal, axis=1) + bias[label] - bias[rival]
-    return (wide - (gap / np.sum(normal**2, axis=1))[:, None] * normal).astype(points.dtype)
