@@ -8,6 +8,8 @@ answer carries a certificate. The README shows the use; `docs/design.md` the lay
 from hullgeo.ambiguous import ambiguous_image as ambiguous_image
 from hullgeo.analysis import Analysis as Analysis
 from hullgeo.analysis import analyze as analyze
+from hullgeo.class_hulls import nearest_hull as nearest_hull
+from hullgeo.class_hulls import project_to_class_hulls as project_to_class_hulls
 from hullgeo.crossing import find_crossing as find_crossing
 from hullgeo.features import Classifier as Classifier
 from hullgeo.features import LinearHead as LinearHead
@@ -53,6 +55,7 @@ from hullgeo.result import HullProjection as HullProjection
 from hullgeo.result import Inversion as Inversion
 from hullgeo.result import Membership as Membership
 from hullgeo.result import Morph as Morph
+from hullgeo.result import NearestHull as NearestHull
 from hullgeo.result import Partition as Partition
 from hullgeo.result import PlaneCells as PlaneCells
 from hullgeo.result import PlaneClasses as PlaneClasses

@@ -25,8 +25,13 @@ _ROW_BYTES = 2**23  # float32 rows of a batch's slots: they should stay in cache
 _LANES = (1, 8, 32, 128)
 
 
-def default_slots(num_vertices: int) -> int:
-    """Slots that nearly all queries outside the hull need: supports are small."""
+def default_slots(num_vertices: int, dim: int) -> int:
+    """Slots that nearly all queries outside the hull need: supports are small.
+
+    Few vertices in a space of as many dimensions tend to be needed all of them.
+    """
+    if num_vertices <= min(dim, 128):
+        return max(2, num_vertices)
     slots = 32 if num_vertices <= 2048 else 48
     return min(slots, max(2, num_vertices))
 
@@ -37,9 +42,14 @@ def finishing_slots(num_vertices: int, dim: int, slots: int) -> int:
     return min(max(slots, wanted), num_vertices)
 
 
-def num_lanes(queries: int, slots: int, dim: int) -> int:
-    """Queries in a batch: the largest bucket that is filled and whose rows stay in cache."""
-    most = max(8, _ROW_BYTES // (4 * slots * dim))
+def num_lanes(queries: int, slots: int, dim: int, num_vertices: int) -> int:
+    """Queries in a batch: the largest bucket that is filled and whose rows stay in cache.
+
+    A pass over many vertices serves eight queries at least; over few, rows of the slots must not
+    outgrow the vertices themselves.
+    """
+    least = 8 if num_vertices >= 16 * slots else 1
+    most = max(least, _ROW_BYTES // (4 * slots * dim))
     fitting = [lanes for lanes in _LANES if lanes <= most]
     return next((lanes for lanes in fitting if lanes >= queries), fitting[-1])
 
@@ -52,28 +62,33 @@ def project(
     capacity: int | None,
     dtype: jnp.dtype,
     devices: tuple[Any, ...] | None,
+    start: tuple[Array, Array] | None = None,
 ) -> HullProjection:
-    """Choose the form: from the host where values are known, else one traced program."""
+    """Choose the form: from the host where values are known, else one traced program.
+
+    `start` holds supports and weights to begin with, one row a query.
+    """
     number, dim = oracle.num_vertices, queries.shape[1]
-    slots = min(capacity or default_slots(number), number + 1)
-    leaves = jax.tree.leaves((oracle, tolerances, queries))
+    slots = min(capacity or default_slots(number, dim), number + 1)
+    given = (queries, start)
+    leaves = jax.tree.leaves((oracle, tolerances, given))
     if devices is None and all(map(_check.is_concrete, leaves)):
         with _numerics.float64():
-            answer = project_on_host(oracle, tolerances, queries, slots=slots, dtype=dtype)
+            answer = project_on_host(oracle, tolerances, *given, slots=slots, dtype=dtype)
             return jax.tree.map(jnp.asarray, answer)
     last_slots = slots if capacity else finishing_slots(number, dim, slots)
     solve = _traced(slots, last_slots, dtype)
     if devices is None:
-        return solve((oracle, tolerances), queries)
-    return split_over_devices(solve, (oracle, tolerances), queries, devices)
+        return solve((oracle, tolerances), given)
+    return split_over_devices(solve, (oracle, tolerances), given, devices)
 
 
 @lru_cache(maxsize=64)
 def _traced(slots: int, last_slots: int, dtype: jnp.dtype) -> Any:
     """One function per static choice, so that pmap finds its compiled program."""
 
-    def solve(shared: tuple[Oracle, Tolerances], queries: Array) -> HullProjection:
-        return project_traced(*shared, queries, slots=slots, last_slots=last_slots, dtype=dtype)
+    def solve(shared: tuple[Oracle, Tolerances], given: tuple[Array, Any]) -> HullProjection:
+        return project_traced(*shared, *given, slots=slots, last_slots=last_slots, dtype=dtype)
 
     return jax.jit(solve)
 
@@ -82,6 +97,7 @@ def project_traced(
     oracle: Oracle,
     tolerances: Tolerances,
     queries: Float[Array, "queries dim"],
+    start: tuple[Array, Array] | None,
     *,
     slots: int,
     last_slots: int,
@@ -90,16 +106,20 @@ def project_traced(
     """Every query in one traced program; batches one after the other."""
     with _numerics.float64():
         number, dim = queries.shape
-        lanes = num_lanes(number, slots, dim)
+        lanes = num_lanes(number, slots, dim, oracle.num_vertices)
         batches = -(-number // lanes)
-        padded = jnp.pad(queries, ((0, batches * lanes - number), (0, 0)), mode="edge")
+        padded = jax.tree.map(
+            lambda array: jnp.pad(array, ((0, batches * lanes - number), (0, 0)), mode="edge"),
+            (queries, start),
+        )
         solve = partial(
             _solve_batch, oracle, tolerances, slots=slots, last_slots=last_slots, dtype=dtype
         )
         if batches == 1:
             answer = solve(padded)
         else:
-            answer = lax.map(solve, padded.reshape(batches, lanes, dim))
+            split = jax.tree.map(lambda array: array.reshape(batches, lanes, -1), padded)
+            answer = lax.map(solve, split)
             answer = jax.tree.map(lambda out: out.reshape(-1, *out.shape[2:]), answer)
         return jax.tree.map(lambda out: out[:number], answer)
 
@@ -107,15 +127,17 @@ def project_traced(
 def _solve_batch(
     oracle: Oracle,
     tolerances: Tolerances,
-    queries: Array,
+    given: tuple[Array, tuple[Array, Array] | None],
     *,
     slots: int,
     last_slots: int,
     dtype: jnp.dtype,
 ) -> HullProjection:
     with _numerics.float64():
-        lanes = fully_corrective.start(oracle, queries, slots)
-        lanes = fully_corrective.name_candidates(oracle, lanes, tolerances, sample_first=True)
+        lanes = _start(oracle, *given, slots=slots)
+        lanes = fully_corrective.name_candidates(
+            oracle, lanes, tolerances, sample_first=given[1] is None
+        )
         decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
         first = bracket.answer(oracle, lanes, decision, tolerances, dtype)
         extra = last_slots - slots
@@ -155,9 +177,10 @@ def _finish(
 
 
 @partial(jax.jit, static_argnames=("slots",))
-def _start(oracle: Any, queries: Array, *, slots: int) -> Lanes:
+def _start(oracle: Any, queries: Array, start: Any, *, slots: int) -> Lanes:
     with _numerics.float64():
-        return fully_corrective.start(oracle, queries, slots)
+        lanes = fully_corrective.start(oracle, queries, slots)
+        return lanes if start is None else fully_corrective.warm_start(oracle, lanes, *start)
 
 
 @partial(jax.jit, donate_argnames=("lanes",))
@@ -208,6 +231,16 @@ def _join(parts: list[Lanes]) -> Lanes:
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
 
+def _block(arrays: Any, first: int, size: int) -> Any:
+    """So many rows of each array, the last one repeated past the end."""
+
+    def cut(array: Array) -> Array:
+        rows = array[first : first + size]
+        return jnp.pad(rows, ((0, size - rows.shape[0]), (0, 0)), mode="edge")
+
+    return jax.tree.map(cut, arrays)
+
+
 class _Left(NamedTuple):
     """Lanes gathered because they need more passes than most, and the queries they belong to."""
 
@@ -250,13 +283,14 @@ def project_on_host(
     oracle: Oracle,
     tolerances: Tolerances,
     queries: Float[Array, "queries dim"],
+    start: tuple[Array, Array] | None,
     *,
     slots: int,
     dtype: jnp.dtype,
 ) -> HullProjection:
     """Every query, batches driven from the host; runs inside a float64 island."""
     number, dim = queries.shape
-    lanes = num_lanes(number, slots, dim)
+    lanes = num_lanes(number, slots, dim, oracle.num_vertices)
     answers = _Answers(number)
     pool: list[_Left] = []
 
@@ -276,18 +310,16 @@ def project_on_host(
         conclude(batch, ids, ~active)
         rows = np.flatnonzero(active)
         if len(rows):
-            padded = np.concatenate([rows, np.flatnonzero(~active)])[: max(leave, 1)]
+            padded = np.concatenate([rows, np.flatnonzero(~active)])[:leave]
             kept = np.where(np.arange(len(padded)) < len(rows), ids[padded], -1)
             pool.append(_Left(_gather(batch, jnp.asarray(padded.astype(np.int32))), kept))
 
-    group = max(1, lanes // 4)
+    group = lanes // 4  # small batches are not left before their last query is done
     for first in range(0, number, lanes):
         ids = np.arange(first, min(first + lanes, number))
-        block = queries[first : first + lanes]
-        if len(ids) < lanes:
-            block = jnp.pad(block, ((0, lanes - len(ids)), (0, 0)), mode="edge")
-            ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
-        advance(_start(oracle, block, slots=slots), ids, fresh=True, leave=group)
+        block = _block((queries, start), first, lanes)
+        ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
+        advance(_start(oracle, *block, slots=slots), ids, fresh=start is None, leave=group)
         if len(pool) * group >= lanes:
             joined = _join([left.lanes for left in pool])
             joined_ids = np.concatenate([left.ids for left in pool])
@@ -318,7 +350,7 @@ def _finish_undecided(
     left = left[steps[left] < int(tolerances.max_steps)]
     capacity = finishing_slots(oracle.num_vertices, dim, slots)
     while len(left):
-        lanes = num_lanes(len(left), 2 * capacity, dim)
+        lanes = num_lanes(len(left), 2 * capacity, dim, oracle.num_vertices)
         collected = _Answers(number)
         everything = np.arange(number)
         collected.add(everything, everything, answer)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from hullgeo import active_set, enclosure
 from hullgeo._numerics import round_down, round_up
@@ -31,6 +31,7 @@ class Tolerances(NamedTuple):
     rtol: Float[Array, ""]
     atol: Float[Array, ""]
     max_steps: Int[Array, ""]
+    verdict: Bool[Array, ""]  # a query proved outside is finished, however wide its bracket
 
 
 class Lanes(NamedTuple):
@@ -45,7 +46,8 @@ class Lanes(NamedTuple):
       floor: the least value screened there.
       upper: a proved upper bound of the scaled distance (while finishing).
       lower: the best proved lower bound.
-      square: |x|^2 of the last pass.
+      square: least |x|^2 of all passes.
+      stalls: passes since it last fell noticeably.
       idle: the last pass did not change the basis.
       steps: passes so far.
       code: one of the codes above.
@@ -60,6 +62,7 @@ class Lanes(NamedTuple):
     upper: Array
     lower: Array
     square: Array
+    stalls: Array
     idle: Array
     steps: Array
     code: Array
@@ -127,11 +130,12 @@ def upper_bound(oracle: Oracle, lanes: Lanes, point: Array, error: Array) -> Arr
 
 
 def has_converged(oracle: Oracle, tolerances: Tolerances, upper: Array, lower: Array) -> Array:
-    """(upper^2 - lower^2) / 2 <= atol + rtol upper^2 / 2, never for NaN."""
+    """(upper^2 - lower^2) / 2 <= atol + rtol upper^2 / 2, or the verdict; never for NaN."""
     width = (upper - lower) * (upper + lower) / 2
     down = power_of_two(-oracle.exponent)
     atol = tolerances.atol.astype(jnp.float64) * down * down
-    return width <= atol + tolerances.rtol.astype(jnp.float64) * upper * upper / 2
+    narrow = width <= atol + tolerances.rtol.astype(jnp.float64) * upper * upper / 2
+    return narrow | (tolerances.verdict & (lower > 0) & (upper < jnp.inf))
 
 
 class Decision(NamedTuple):
@@ -168,10 +172,17 @@ def decide(
     direction = active_set.combine(weights, rows)
     refined, direction = enclosure.refine(active, rows, weights, direction, rounds=2)
     refined = jnp.where(jnp.all(refined >= 0, axis=1, keepdims=True), refined, weights)
+    refined = _at_vertex(active.used, rows, norms, refined)
     size = enclosure.length(direction)
     unit = direction / jnp.where(size > 0, size, 1)[:, None]
     bound = lower_bound(oracle, lanes, rows, unit, lanes.direction, lanes.floor, exact=exact)
     lower = jnp.maximum(lanes.lower, bound)
+    # Where passes ended early, the direction that was screened may prove more than a refined one.
+    lower = lax.cond(
+        tolerances.verdict,
+        lambda: jnp.maximum(lower, _screened_bound(oracle, lanes, rows, exact=exact)),
+        lambda: lower,
+    )
     point, error = enclosure.point(refined, rows, norms, exact=exact)
     upper = jnp.minimum(lanes.upper, upper_bound(oracle, lanes, point, error))
 
@@ -200,6 +211,22 @@ def decide(
     upper = jnp.where(proved, 0, upper)
     converged = has_converged(oracle, tolerances, upper, lower) & jnp.isfinite(upper)
     return Decision(rounded, point, upper, lower, gap, radius, converged)
+
+
+def _at_vertex(used: Array, rows: Array, norms: Array, weights: Array) -> Array:
+    """All weight on a vertex that equals the query: its distance is exactly 0."""
+
+    def choose() -> Array:
+        hit = used & jnp.all(rows == 0, axis=2)
+        first = hit & (jnp.cumsum(hit, axis=1, dtype=jnp.int32) == 1)
+        return jnp.where(jnp.any(hit, axis=1, keepdims=True), first.astype(weights.dtype), weights)
+
+    return lax.cond(jnp.any(used & (norms == 0)), choose, lambda: weights)
+
+
+def _screened_bound(oracle: Oracle, lanes: Lanes, rows: Array, *, exact: bool) -> Array:
+    screened = lanes.direction.astype(jnp.float64)
+    return lower_bound(oracle, lanes, rows, screened, lanes.direction, lanes.floor, exact=exact)
 
 
 def _gap(

@@ -154,6 +154,7 @@ def interior_radius(
       size: computed norm of `sum_i weights_i u_i`.
       error: bound of the error of `size`.
     """
+    rows, constant, enough = _varying(rows, constant)
     slots, dim = rows.shape
     order = dim + 1
     support = weights > 0
@@ -178,7 +179,25 @@ def interior_radius(
     # The normalisation of the weights and the products above round at most a few times.
     radius = jnp.min(heights) * (1 - (slots + 16) * U64) - size - error
     square = number + jnp.sum(constant, dtype=jnp.int32) == order
-    return jnp.where(square & (phi < 0.5) & (radius > 0), radius, 0.0)
+    return jnp.where(enough & square & (phi < 0.5) & (radius > 0), radius, 0.0)
+
+
+def _varying(rows: Array, constant: Array) -> tuple[Array, Array, Array]:
+    """Only as many coordinates as a simplex of the slots can span, constant ones dropped.
+
+    Returns:
+      rows and marks of constants in the coordinates kept, and whether these are all that vary.
+    """
+    slots, dim = rows.shape
+    kept = min(dim, max(1, slots - 1))
+    position = jnp.cumsum(~constant, dtype=jnp.int32) - 1
+    number = jnp.sum(~constant, dtype=jnp.int32)
+    place = jnp.where(constant, jnp.int32(kept), position)
+    column = (
+        jnp.zeros((kept,), jnp.int32).at[place].set(jnp.arange(dim, dtype=jnp.int32), mode="drop")
+    )
+    left = jnp.arange(kept, dtype=jnp.int32) >= number
+    return jnp.where(left[None], 0.0, rows[:, column]), left, number <= kept
 
 
 def _bits(terms: int) -> int:

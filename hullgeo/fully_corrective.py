@@ -31,6 +31,7 @@ from hullgeo.oracle import Oracle, power_of_two
 _U32 = 2.0**-24
 _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
+_STALLS = 3  # passes in a row without progress after which naming ends
 _NEAR_HULL = 2.0**-17  # |x| / R below which float32 names nothing useful
 _ON_HULL = 2.0**-45  # the same for float64: the query is inside, or nobody can tell
 
@@ -61,6 +62,7 @@ def start(oracle: Oracle, query: Float[Array, "lanes dim"], slots: int) -> Lanes
         upper=jnp.full_like(square, jnp.inf) + 0 * constant,
         lower=0 * constant,
         square=jnp.full_like(square, jnp.inf) + 0 * constant,
+        stalls=0 * code,
         idle=code < 0,
         steps=0 * code,
         code=code,
@@ -80,6 +82,32 @@ def name_candidates(
     Passes over the sample cost a fraction of one and are not counted in `steps`.
     """
     return _loop(oracle, lanes, tolerances, sample_first, exact=False, leave=leave)
+
+
+def warm_start(oracle: Oracle, lanes: Lanes, support: Array, weights: Array) -> Lanes:
+    """Lanes made by `start` with given supports, the problem on them solved; heaviest first.
+
+    Args:
+      oracle: the vertices.
+      lanes: in float32, without support.
+      support: indices of vertices, `(lanes, any)`.
+      weights: only what is positive counts.
+    """
+    slots = lanes.active.index.shape[1]
+    extra = max(0, slots - support.shape[1])
+    weights = jnp.pad(weights, ((0, 0), (0, extra)))
+    heaviest, at = lax.top_k(jnp.where(jnp.isfinite(weights), weights, 0), slots)
+    index = jnp.take_along_axis(jnp.pad(support, ((0, 0), (0, extra))), at, axis=1)
+    index = jnp.clip(index, 0, oracle.num_vertices - 1).astype(jnp.int32)
+    used = (heaviest > 0) & (lanes.code == ACTIVE)[:, None]
+    rows = bracket.rows_of(oracle, lanes.query, index).astype(jnp.float32)
+    constant = lanes.constant.astype(jnp.float32)
+    active = active_set.from_rows(index, used, rows, constant)
+    first = jnp.where(used, 1, 0).astype(jnp.float32)
+    solved, _ = active_set.solve(
+        active, first, jnp.any(used, axis=1), constant, _NOISE * constant, 2 * slots
+    )
+    return lanes._replace(active=solved)
 
 
 def widen(oracle: Oracle, lanes: Lanes, slots: int) -> Lanes:
@@ -133,6 +161,7 @@ def _loop(
             code=jnp.where(again, ACTIVE, lanes.code),
             steps=jnp.where(over, 0, lanes.steps),
             square=jnp.where(over, jnp.inf, lanes.square),
+            stalls=jnp.where(over, 0, lanes.stalls),
         )
         return lanes, sampling & ~over
 
@@ -178,7 +207,9 @@ def _step(
     # Slots off the basis are given up unless they violate, or cannot be told from violating.
     # This precedes the pass, so that it bounds every vertex that is not in a slot.
     keep = (
-        active.basic | (active.value > 0) | (active.used & (score < (square + 2 * margin)[:, None]))
+        active.basic
+        | (active.value > 0)
+        | (active.used & ((score < (square + 2 * margin)[:, None]) | ~started[:, None]))
     )
     active = active._replace(used=keep)
     masked = jnp.where(keep, active.index, jnp.int32(oracle.num_vertices))
@@ -220,8 +251,13 @@ def _step(
             relative = jnp.where(sampling, _SAMPLE_GAP, relative).astype(dtype)
         enough = 0.5 * jnp.maximum(relative * square, 2 * tolerances.atol.astype(dtype))
         ended = square - least <= jnp.maximum(enough, tolerance)
-        stalled = square.astype(jnp.float64) > (1 - 2.0**-20) * lanes.square
-        hopeless = (size < _NEAR_HULL) | (stalled & lanes.idle)
+        doubt = 2 * oracle.error(unit.astype(jnp.float64), direction).astype(dtype) * size
+        ended = ended | (tolerances.verdict & (least > doubt))
+    wide_square = jnp.where(started, square.astype(jnp.float64), jnp.inf)
+    stalled = wide_square > (1 - 2.0**-20) * lanes.square
+    stalls = jnp.where(stalled, lanes.stalls + 1, 0)
+    if not exact:  # rounding may let the basis change for ever
+        hopeless = (size < _NEAR_HULL) | (stalled & lanes.idle) | (stalls >= _STALLS)
     live = (lanes.code == ACTIVE) & (lanes.steps < tolerances.max_steps)
     ended = live & started & ended
     hopeless = live & ~ended & started & hopeless
@@ -271,7 +307,8 @@ def _step(
         floor=frozen(lanes.floor, screened, live),
         upper=frozen(lanes.upper, upper, live),
         lower=frozen(lanes.lower, lower, live),
-        square=frozen(lanes.square, square.astype(jnp.float64), live),
+        square=frozen(lanes.square, jnp.minimum(wide_square, lanes.square), live),
+        stalls=frozen(lanes.stalls, stalls, live),
         idle=frozen(lanes.idle, idle, live),
         steps=lanes.steps + live.astype(jnp.int32),
         code=code.astype(jnp.int32),

@@ -34,6 +34,8 @@ def project_to_hull(
     rtol: float | Array = 1e-6,
     atol: float | Array = 0.0,
     max_steps: int | Array = 2000,
+    verdict_only: bool = False,
+    start: HullProjection | None = None,
     capacity: int | None = None,
     devices: Sequence[Any] | None = None,
 ) -> HullProjection:
@@ -59,6 +61,11 @@ def project_to_hull(
       rtol: relative tolerance of the squared distance.
       atol: absolute tolerance of half the squared distance, in squared units.
       max_steps: limit of Frank-Wolfe steps, each one pass over all vertices.
+      verdict_only: finish a query as soon as it is proved to be outside, however wide the bracket:
+        for `membership` alone.
+      start: a former answer for these queries, to begin from its supports: after the vertices or
+        the queries moved a little, or to go on with a smaller tolerance. What it says is not
+        trusted, so that any will do.
       capacity: slots for vertices of the support, at least two; by default enough for most queries.
         Outside jit, queries that need more are given twice the slots; inside, a query inside the
         hull needs dim + 1 for its proof.
@@ -84,6 +91,15 @@ def project_to_hull(
     _check.at_least("max_steps", max_steps, 1)
     if capacity is not None:
         _check.at_least("capacity", capacity, 2)
+    if start is not None:
+        _check.shape(
+            "start.support",
+            start.support,
+            (*queries.shape[:-1], None),
+            "(*batch, slots), as queries",
+        )
+    if variant != "fully_corrective" and (verdict_only or start is not None):
+        _check.fail("variant", variant, "to be 'fully_corrective' for verdict_only and start")
     if devices is not None and not tuple(devices):
         _check.fail("devices", devices, "to hold at least one device", "None uses the default one.")
 
@@ -92,7 +108,12 @@ def project_to_hull(
         batch, dim = queries.shape[:-1], vertices.shape[1]
         size = int(np.prod(batch, dtype=int))
         flat = queries.reshape(-1, dim) if size else jnp.zeros((1, dim), queries.dtype)
-        tolerances = Tolerances(_wide(rtol), _wide(atol), jnp.asarray(max_steps).astype(jnp.int32))
+        tolerances = Tolerances(
+            _wide(rtol),
+            _wide(atol),
+            jnp.asarray(max_steps).astype(jnp.int32),
+            jnp.asarray(verdict_only),
+        )
         options: dict[str, Any] = {
             "capacity": capacity,
             "dtype": _wider(flat.dtype, vertices.dtype),
@@ -100,6 +121,9 @@ def project_to_hull(
         }
         if variant == "fully_corrective":
             hull = prepare_hull(vertices) if hull is None else hull
+            if start is not None and size:
+                known = (start.support, start.weights)
+                options["start"] = tuple(jnp.asarray(x).reshape(size, -1) for x in known)
             answer = batching.project(hull, tolerances, flat, **options)
         else:
             answer = classic.project(vertices, tolerances, flat, variant=variant, **options)

@@ -257,7 +257,8 @@ def power_of_two(exponent: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
 def flushed(array: Array, exponent: Array) -> Array:
     """At least the norm of what scaling by 2^-exponent flushes to zero in any row, scaled.
 
-    Devices read subnormal numbers as zero. Only arrays that hold such numbers pay: 0 otherwise.
+    Devices read subnormal numbers as zero, and scaling makes some of those of float64 subnormal.
+    Only arrays that hold such numbers pay: 0 otherwise.
     """
     info = jnp.finfo(array.dtype)
     unsigned = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[array.dtype.itemsize]
@@ -265,9 +266,12 @@ def flushed(array: Array, exponent: Array) -> Array:
     smallest = 2 << info.nmant
     subnormal = jnp.any((magnitude > 0) & (magnitude < jnp.asarray(smallest, unsigned)))
     lost = float(info.smallest_normal) * power_of_two(-exponent)
-    underflow = 2.0**-960  # what scaling itself may lose, for float64 of extreme spread
-    bound = array.shape[-1] ** 0.5 * (jnp.where(subnormal, lost, 0.0) + underflow)
-    return jnp.where(subnormal | (array.dtype == jnp.float64), bound, 0.0)
+    bound = jnp.where(subnormal, lost, 0.0)
+    if array.dtype == jnp.float64:
+        size = jnp.abs(array)
+        tiny = jnp.any((size > 0) & (size < power_of_two(exponent - 900)))
+        bound = bound + jnp.where(tiny, 2.0**-960, 0.0)
+    return array.shape[-1] ** 0.5 * bound
 
 
 def _plan(num_rows: int, classes: int) -> tuple[int, int]:

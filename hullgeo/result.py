@@ -13,8 +13,6 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from hullgeo import _numerics
-
 ResultT = TypeVar("ResultT", bound=tuple)
 
 
@@ -182,8 +180,10 @@ class HullProjection(NamedTuple):
     def normal(self) -> Float[Array, "*batch dim"]:
         """Direction of length one from the hull to the query, as exact as the type; 0 inside."""
         step = self.query - self.point
-        size = _numerics.norm(step)[..., None]
-        return step / jnp.where(size > 0, size, 1)
+        largest = jnp.max(jnp.abs(step), axis=-1, keepdims=True)
+        scaled = step / jnp.where(largest > 0, largest, 1)
+        size = jnp.sqrt(jnp.sum(scaled**2, axis=-1, keepdims=True))
+        return scaled / jnp.where(size > 0, size, 1)
 
     @property
     def offset(self) -> Float[Array, "*batch"]:

@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_backend_optimization_level=0"
 )
 
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 with install_import_hook("hullgeo", "beartype.beartype"):
@@ -15,6 +16,7 @@ with install_import_hook("hullgeo", "beartype.beartype"):
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -24,3 +26,20 @@ hypothesis.settings.register_profile(
     "fixed", derandomize=True, deadline=None, max_examples=25, database=None
 )
 hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture
+def plain_types():
+    """Without the runtime shape checks, so that the library's own messages are seen."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that share compiled programs run in one process (`--dist loadgroup`)."""
+    for item in items:
+        group = item.path.stem
+        if group == "test_conventions" and hasattr(item, "callspec"):
+            group += ":" + str(item.callspec.params.get("name"))
+        item.add_marker(pytest.mark.xdist_group(group))

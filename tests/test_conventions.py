@@ -9,6 +9,7 @@ import operator
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -89,6 +90,17 @@ def projections(rng: np.random.Generator, dtype: Any) -> tuple[Rows, Any]:
     return jax.tree.map(np.asarray, hullgeo.project_to_hull(queries, vertices)), None
 
 
+def class_projections(rng: np.random.Generator, dtype: Any) -> tuple[Rows, Any]:
+    queries, vertices = hull_inputs(rng, dtype)
+    return jax.tree.map(
+        np.asarray,
+        hullgeo.project_to_class_hulls(
+            queries, vertices, np.arange(12) % 3, num_classes=3, variant=CHEAP
+        ),
+    ), None
+
+
+CHEAP = "blended_pairwise"  # compiled faster than the engine
 HULL_FIELDS = ("num_steps", "support", "weights", "gap", "point", "distance_lower_bound")
 
 CASES: dict[str, Case] = {
@@ -136,7 +148,7 @@ CASES: dict[str, Case] = {
     "half_squared_distance": Case(
         hull_inputs,
         lambda queries, vertices, **options: hullgeo.half_squared_distance(
-            queries, vertices, **options
+            queries, vertices, variant=CHEAP, **options
         ),
         options=({}, {"rtol": 1e-4}, {"atol": 1e-5, "max_steps": 100}),
         rtol=(2e-6, 1e-6),
@@ -144,7 +156,9 @@ CASES: dict[str, Case] = {
     ),
     "hull_distance": Case(
         hull_inputs,
-        lambda queries, vertices, **options: hullgeo.hull_distance(queries, vertices, **options),
+        lambda queries, vertices, **options: hullgeo.hull_distance(
+            queries, vertices, variant=CHEAP, **options
+        ),
         options=({}, {"rtol": 1e-4}, {"atol": 1e-5, "max_steps": 100}),
         rtol=(2e-6, 1e-6),
         nan_status=None,
@@ -180,6 +194,11 @@ CASES: dict[str, Case] = {
         options=({}, {"rtol": 1e-4}, {"rival": 1}),
         rtol=(1e-5, 1e-9),
     ),
+    "nearest_hull": Case(
+        class_projections,
+        lambda projection, _: hullgeo.nearest_hull(projection),
+        free=("rival",),
+    ),
     "nearest_flip": Case(
         lambda rng, dtype: (images_of(rng, dtype), network_of(rng, dtype)),
         lambda images, network, **options: hullgeo.nearest_flip(network, images, **options),
@@ -208,6 +227,15 @@ CASES: dict[str, Case] = {
     "project_to_hull": Case(
         hull_inputs,
         lambda queries, vertices, **options: hullgeo.project_to_hull(queries, vertices, **options),
+        options=({}, {"rtol": 1e-4}, {"atol": 1e-5, "max_steps": 100}),
+        free=HULL_FIELDS,
+        rtol=(2e-6, 1e-6),
+    ),
+    "project_to_class_hulls": Case(
+        hull_inputs,
+        lambda queries, vertices, **options: hullgeo.project_to_class_hulls(
+            queries, vertices, np.arange(12) % 3, num_classes=3, variant=CHEAP, **options
+        ),
         options=({}, {"rtol": 1e-4}, {"atol": 1e-5, "max_steps": 100}),
         free=HULL_FIELDS,
         rtol=(2e-6, 1e-6),
@@ -276,6 +304,12 @@ each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f3
 
 def example(name: str, dtype: Any, seed: int = 0) -> tuple[Rows, Any]:
     return CASES[name].make(np.random.default_rng(seed), np.dtype(dtype))
+
+
+@lru_cache
+def plain(name: str, dtype: Any) -> dict[str, np.ndarray]:
+    """The fields of an ordinary call on the example."""
+    return fields(CASES[name].call(*example(name, dtype)))
 
 
 def fields(result: Any) -> dict[str, np.ndarray]:
@@ -442,7 +476,7 @@ def test_vmap_equals_loop_and_batch(name):
     singles = [jax.tree.map(operator.itemgetter(i), rows) for i in range(ROWS)]
     loop = [call(single, shared) for single in singles]
     loop = jax.tree.map(lambda *leaves: np.stack(leaves), *loop)
-    assert_same(name, call(rows, shared), loop)
+    assert_same(name, plain(name, np.float32), loop)
     mapped = jax.jit(jax.vmap(call, in_axes=(0, None)))(rows, shared)
     assert_same(name, mapped, loop)
 
@@ -453,13 +487,13 @@ def test_more_batch_axes(name):
     square = jax.tree.map(lambda leaf: leaf.reshape(2, ROWS // 2, *leaf.shape[1:]), rows)
     result = CASES[name].call(square, shared)
     flat = jax.tree.map(lambda leaf: np.reshape(leaf, (ROWS, *leaf.shape[2:])), result)
-    assert_same(name, flat, CASES[name].call(rows, shared))
+    assert_same(name, flat, plain(name, np.float64))
 
 
 @each_case
 def test_float32_with_float64_switched_off(name):
     rows, shared = example(name, np.float32)
-    expected = CASES[name].call(rows, shared)
+    expected = plain(name, np.float32)
     with jax.enable_x64(False):
         assert_same(name, CASES[name].call(rows, shared), expected)
         assert_same(name, jax.jit(CASES[name].call)(rows, shared), expected)
@@ -468,7 +502,7 @@ def test_float32_with_float64_switched_off(name):
 @pytest.mark.parametrize("name", [name for name in sorted(CASES) if CASES[name].wide])
 def test_float64_arrays_are_not_silently_rounded(name):
     rows, shared = example(name, np.float64)
-    expected = CASES[name].call(rows, shared)
+    expected = plain(name, np.float64)
     with jax.enable_x64(False):
         assert_same(name, CASES[name].call(rows, shared), expected)
 
@@ -499,7 +533,7 @@ def test_nan_in_one_row_leaves_the_others(name, dtype):
             leaf[(1, *[0] * (leaf.ndim - 1))] = np.nan
         return leaf
 
-    expected = CASES[name].call(rows, shared)
+    expected = plain(name, dtype)
     result = CASES[name].call(jax.tree.map(spoil, rows), shared)
     for others in [slice(0, 1), slice(2, None)]:
         assert_same(name, result, expected, others)

@@ -15,7 +15,6 @@ import scipy.optimize
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
-from jaxtyping import config as jaxtyping_config
 from sklearn.datasets import load_digits
 
 from hullgeo import (
@@ -30,14 +29,6 @@ from hullgeo.frank_wolfe import VARIANTS
 
 CLASSIC = "blended_pairwise"
 project = partial(project_to_hull, variant=CLASSIC)
-
-
-@pytest.fixture
-def plain_types():
-    """Without the runtime shape checks, so that the library's own messages are seen."""
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 def daqp_distance(query, vertices):

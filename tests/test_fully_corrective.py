@@ -1,0 +1,362 @@
+"""The engine: hard cases in one shape, every transformation, compilations and memory counted."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.spatial
+from jax.sharding import PartitionSpec
+
+from hullgeo import Membership, Status, batching, membership, oracle, prepare_hull, project_to_hull
+from hullgeo.bracket import Tolerances
+
+VERTICES, DIM, QUERIES = 60, 6, 4  # one shape for most tests: few programs are compiled
+
+
+def reference(query, vertices):
+    """min |U'a|^2 + (1'a - 1)^2 with a >= 0 and U = V - q; the nearest point is that of a / sum."""
+    rows = np.unique(np.asarray(vertices, np.float64), axis=0) - np.asarray(query, np.float64)
+    scale = max(np.abs(rows).max(), 1e-300)
+    columns = np.vstack([rows.T / scale, np.ones(len(rows))])
+    weights, _ = scipy.optimize.nnls(columns, np.eye(len(columns))[-1], maxiter=10_000)
+    return scale * np.linalg.norm(weights @ (rows / scale)) / weights.sum()
+
+
+def cloud(seed=0):
+    return np.random.default_rng(seed).normal(size=(VERTICES, DIM))
+
+
+def around(seed=1, size=2.5):
+    return size * np.random.default_rng(seed).normal(size=(QUERIES, DIM))
+
+
+def filled(rows):
+    """As many vertices as in all other cases, copies among them."""
+    return np.resize(np.asarray(rows, float), (VERTICES, DIM))
+
+
+def on_a_facet():
+    hull = scipy.spatial.ConvexHull(cloud())
+    return cloud()[hull.simplices[:QUERIES]].mean(axis=1)
+
+
+def flat(points):
+    """Two coordinates in which nothing varies."""
+    return np.concatenate([points[:, : DIM - 2], np.full((len(points), 2), 3.0)], axis=1)
+
+
+def near(distance):
+    """Just outside of facets, in the middle of them."""
+    hull = scipy.spatial.ConvexHull(cloud())
+    return on_a_facet() + distance * hull.equations[:QUERIES, :-1]
+
+
+HARD = {
+    "outside": (cloud(), around()),
+    "inside": (cloud(), around(size=0.2)),
+    "at a vertex": (cloud(), cloud()[:QUERIES]),
+    "on a facet": (cloud(), on_a_facet()),
+    "1e-4 outside": (cloud(), near(1e-4)),
+    "1e-8 outside": (cloud(), near(1e-8)),
+    "1e-8 inside": (cloud(), near(-1e-8)),
+    "duplicates": (filled(cloud()[:7]), around()),
+    "all equal": (filled(cloud()[:1]), around()),
+    "two points": (filled(cloud()[:2]), around()),
+    "nearly parallel": (1e-7 * cloud() + np.eye(DIM)[0], around()),
+    "empty interior, outside": (flat(cloud()), around()),
+    "empty interior, inside": (flat(cloud()), flat(around(size=0.2))),
+    "far offset": (cloud() + 1e4, around() + 1e4),
+    "1e-20": (1e-20 * cloud(), 1e-20 * around()),
+    "1e20": (1e20 * cloud(), 1e20 * around()),
+    "integers": (np.round(cloud()), np.round(around())),
+    "heavy tails": (cloud() ** 5, around()),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", HARD)
+def test_hard_cases_are_bracketed_and_judged(case, dtype):
+    vertices, queries = (array.astype(dtype) for array in HARD[case])
+    answer = jax.tree.map(np.asarray, project_to_hull(queries, vertices))
+    expected = np.array([reference(query, vertices) for query in queries])
+    size = np.abs(vertices).max() + np.abs(queries).max()
+    lower, upper = (
+        np.asarray(x, np.float64) for x in (answer.distance_lower_bound, answer.distance)
+    )
+    slack = 1e-9 * expected + 1e-13 * size  # of the reference
+    assert np.all(lower <= expected + slack)
+    assert np.all(upper >= expected - slack)
+    weights = answer.weights.astype(np.float64)
+    point = np.einsum("bs,bsd->bd", weights, vertices[answer.support].astype(np.float64))
+    np.testing.assert_allclose(answer.point, point, atol=8 * np.finfo(dtype).eps * size)
+    verdict = np.asarray(membership(answer))
+    if case == "inside" or case == "empty interior, inside":
+        assert np.all(answer.status == Status.CONVERGED)
+        assert np.all(verdict == Membership.INSIDE)
+        assert np.all(upper == 0)
+    elif case == "at a vertex":
+        assert np.all(upper == 0)
+        assert np.all(answer.status == Status.CONVERGED)
+    elif np.all(expected > 1e-5 * size):
+        assert np.all(verdict == Membership.OUTSIDE)
+        assert np.all(answer.status == Status.CONVERGED)
+        ulp = 4 * np.finfo(dtype).eps
+        assert np.all(upper - lower <= (1e-6 + ulp) * upper)
+    else:  # closer to the boundary than the reference can tell, or rounded across it
+        assert np.all(lower[expected < 1e-13 * size] <= 1e-13 * size)
+
+
+@pytest.mark.parametrize("distance", [1e-4, 1e-8])
+def test_certified_close_to_the_hull(distance):
+    """The true distances are known: the queries lie beyond the middle of facets."""
+    answer = project_to_hull(near(distance), cloud())
+    assert np.all(answer.status == Status.CONVERGED)
+    np.testing.assert_allclose(answer.distance, distance, rtol=1e-6)
+    inside = project_to_hull(near(-distance), cloud())
+    assert np.all(membership(inside) == Membership.INSIDE)
+    assert np.all(inside.interior_radius <= distance * (1 + 1e-6))
+
+
+def test_the_ball_of_an_inside_query_lies_in_the_hull():
+    queries = around(size=0.3)
+    answer = project_to_hull(queries, cloud())
+    equations = scipy.spatial.ConvexHull(cloud()).equations
+    depth = -np.max(queries @ equations[:, :-1].T + equations[:, -1], axis=1)
+    assert np.all(depth > 0)
+    assert np.all(answer.interior_radius > 0)
+    assert np.all(answer.interior_radius <= depth + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("query", "vertices", "expected"),
+    [
+        ([4.0, 5.0], [[1.0, 1.0]], 5.0),  # one vertex
+        ([3.0], [[1.0], [-1.0], [0.5]], 2.0),  # one dimension
+        ([0.5], [[1.0], [-1.0], [0.5]], 0.0),
+        ([0.5, 0.5, 2.0, 0.0, 0.0], np.eye(5)[:2], 2.0),  # fewer vertices than dimensions
+    ],
+)
+def test_smallest_shapes(query, vertices, expected):
+    answer = project_to_hull(np.array(query), np.asarray(vertices))
+    assert answer.status == Status.CONVERGED
+    np.testing.assert_allclose(answer.distance, expected, rtol=1e-6)
+
+
+def test_many_more_dimensions_than_vertices():
+    rng = np.random.default_rng(0)
+    vertices = rng.normal(size=(20, 20_000)).astype(np.float32)
+    queries = np.stack([np.float32(0.3) * vertices[:9].sum(axis=0), vertices[:5].mean(axis=0)])
+    answer = project_to_hull(queries, vertices)
+    # In their span nothing is lost: rotate vertices and queries into it.
+    basis, _ = np.linalg.qr(np.concatenate([vertices, queries]).astype(np.float64).T)
+    expected = [reference(query, vertices @ basis) for query in queries @ basis]
+    assert answer.status[0] == Status.CONVERGED
+    np.testing.assert_allclose(answer.distance[0], expected[0], rtol=1e-6)
+    assert float(answer.distance_lower_bound[1]) <= expected[1] + 1e-5
+
+
+def test_nan_row_leaves_the_others_right():
+    queries = around()
+    clean = project_to_hull(queries, cloud())
+    queries[1, 3], queries[2, 0] = np.nan, -np.inf
+    answer = project_to_hull(queries, cloud())
+    assert answer.status.tolist() == [0, Status.NONFINITE, Status.NONFINITE, 0]
+    assert np.isnan(np.asarray(answer.distance)[1:3]).all()
+    np.testing.assert_array_equal(answer.distance[::3], clean.distance[::3])
+
+
+def test_slots_overflow_and_grow_outside_jit_only():
+    few = partial(project_to_hull, capacity=3)
+    plenty = project_to_hull(around(), cloud())
+    assert (np.asarray(plenty.weights) > 0).sum(axis=1).max() > 3
+    assert_same(few(around(), cloud()), plenty)
+    traced = jax.jit(few)(around(), cloud())
+    assert np.all((np.asarray(traced.status) == 0) | (np.asarray(traced.status) == Status.CAPACITY))
+    assert np.any(traced.status == Status.CAPACITY)
+    assert np.all(traced.distance_lower_bound <= plenty.distance)
+    assert np.all(traced.distance >= plenty.distance_lower_bound)
+
+
+def test_the_step_limit_is_admitted():
+    answer = project_to_hull(around(), cloud(), max_steps=1)
+    assert np.any(answer.status == Status.STEP_LIMIT)
+    assert np.all(answer.num_steps <= 1)
+    expected = np.array([reference(query, cloud()) for query in around()])
+    assert np.all(answer.distance_lower_bound <= expected * (1 + 1e-9))
+    assert np.all(answer.distance >= expected * (1 - 1e-9))
+
+
+def test_a_verdict_needs_fewer_passes_and_is_the_same():
+    rng = np.random.default_rng(3)
+    vertices = rng.normal(size=(3000, DIM)).astype(np.float32)
+    size = np.repeat([0.3, 1.5], 16)[:, None]
+    queries = (size * rng.normal(size=(32, DIM))).astype(np.float32)
+    full = project_to_hull(queries, vertices)
+    fast = project_to_hull(queries, vertices, verdict_only=True)
+    assert np.all(fast.status == Status.CONVERGED)
+    np.testing.assert_array_equal(membership(fast), membership(full))
+    assert set(np.asarray(membership(full)).tolist()) == {Membership.INSIDE, Membership.OUTSIDE}
+    assert np.sum(fast.num_steps) < np.sum(full.num_steps)
+    assert np.all(fast.distance_lower_bound <= full.distance)
+    assert np.all(fast.distance >= full.distance_lower_bound)
+
+
+def test_a_former_answer_saves_passes_and_a_bad_one_does_no_harm():
+    rng = np.random.default_rng(3)
+    vertices = rng.normal(size=(3000, DIM)).astype(np.float32)
+    queries = (3 * rng.normal(size=(32, DIM))).astype(np.float32)
+    cold = project_to_hull(queries, vertices)
+    warm = project_to_hull(queries, vertices, start=cold)
+    assert_same(warm, cold)
+    assert np.all(warm.num_steps <= 2)
+    assert np.mean(cold.num_steps) > 2
+    moved = project_to_hull(queries, vertices + np.float32(1e-3), start=cold)
+    assert_same(moved, project_to_hull(queries, vertices + np.float32(1e-3)))
+    wrong = cold._replace(
+        support=np.asarray(cold.support)[::-1] + 10_000, weights=np.full_like(cold.weights, np.nan)
+    )
+    assert_same(project_to_hull(queries, vertices, start=wrong), cold)
+    traced = jax.jit(lambda queries, start: project_to_hull(queries, vertices, start=start))
+    assert_same(traced(queries, cold), cold)
+
+
+def test_bad_options_are_named():
+    answer = project_to_hull(around(), cloud())
+    with pytest.raises(ValueError, match=r"start\.support\.shape to be"):
+        project_to_hull(around()[:2], cloud(), start=answer)
+    with pytest.raises(ValueError, match="variant to be 'fully_corrective'"):
+        project_to_hull(around(), cloud(), verdict_only=True, variant="away")
+
+
+def test_the_hyperplane_separates():
+    answer = project_to_hull(around(), cloud())
+    normal, offset = np.asarray(answer.normal), np.asarray(answer.offset)
+    np.testing.assert_allclose(np.linalg.norm(normal, axis=1), 1, rtol=1e-12)
+    assert np.all(cloud() @ normal.T < offset)
+    assert np.all(np.sum(around() * normal, axis=1) > offset)
+    inside = project_to_hull(around(size=0.2), cloud())
+    np.testing.assert_array_equal(inside.normal, 0)
+
+
+def assert_same(one, other):
+    """Both certified, and the brackets of one distance overlap."""
+    assert np.all(one.status == Status.CONVERGED)
+    assert np.all(other.status == Status.CONVERGED)
+    assert np.all(one.distance_lower_bound <= other.distance)
+    assert np.all(other.distance_lower_bound <= one.distance)
+
+
+def mixed():
+    """Two queries outside and two inside."""
+    return np.concatenate([around()[:2], around(size=0.2)[2:]])
+
+
+def test_inside_jit_vmap_and_stop_gradient():
+    vertices, queries = cloud(), mixed()
+    expected = project_to_hull(queries, vertices)
+    assert_same(expected, jax.jit(project_to_hull)(queries, vertices))
+    lanes = jax.vmap(project_to_hull, in_axes=(0, None))
+    assert_same(expected, lanes(jnp.asarray(queries), jnp.asarray(vertices)))
+
+    def weighted(queries):
+        answer = project_to_hull(jax.lax.stop_gradient(queries), vertices)
+        return jnp.sum(queries * answer.point), answer
+
+    slope, answer = jax.grad(weighted, has_aux=True)(jnp.asarray(queries))
+    assert_same(expected, answer)
+    np.testing.assert_allclose(slope, answer.point, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_inside_scan_pmap_and_shard_map():
+    vertices, queries = cloud(), mixed()
+    expected = project_to_hull(queries, vertices)
+    assert_same(expected, project_to_hull(queries, vertices, devices=jax.devices()))
+
+    def body(carry, query):
+        return carry, project_to_hull(query, vertices)
+
+    assert_same(expected, jax.lax.scan(body, 0, jnp.asarray(queries))[1])
+    mapped = jax.pmap(lambda query: project_to_hull(query, vertices))(queries[:, None])
+    assert_same(expected, jax.tree.map(lambda array: array[:, 0], mapped))
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.shard_map(
+        lambda query: project_to_hull(query, vertices),
+        mesh=mesh, in_specs=PartitionSpec("batch"), out_specs=PartitionSpec("batch"),
+    )  # fmt: skip
+    assert_same(expected, jax.jit(split)(jnp.asarray(queries)))
+
+
+def test_programs_are_compiled_per_bucket_not_per_size():
+    """Batches of any size fill a few buckets of lanes, each compiled once."""
+    rng = np.random.default_rng(5)
+    vertices = prepare_hull(rng.normal(size=(70, DIM)))
+    programs = (batching._start, batching._name, batching._conclude, batching._finish_supports)
+
+    def counts():
+        return np.array([program._cache_size() for program in programs])
+
+    before = counts()
+    for size in (2, 3, 5, 8):
+        project_to_hull(rng.normal(size=(size, DIM)), vertices)
+    bucket = counts() - before
+    assert bucket.max() <= 2  # a batch, and the last queries of several
+    for size in (7, 4, 6, 2):
+        project_to_hull(3 * rng.normal(size=(size, DIM)), vertices, rtol=1e-4, max_steps=50)
+    project_to_hull(rng.normal(size=(4, DIM)), vertices, rtol=1e-9)
+    np.testing.assert_array_equal(counts() - before, bucket)
+
+
+@pytest.mark.parametrize(
+    ("number", "dim"),
+    [
+        (5_000, 512),
+        pytest.param(200_000, 32, marks=pytest.mark.slow),
+        pytest.param(100, 20_000, marks=pytest.mark.slow),
+    ],
+)
+def test_peak_memory_is_a_small_multiple_of_the_vertices(number, dim):
+    """What XLA sets aside: 2.3 times the input to prepare, a little for the passes.
+
+    One query whose support may be all of a few vertices takes a dozen times as much to finish.
+    """
+    shape = jax.ShapeDtypeStruct
+    size = 4 * number * dim
+
+    def temporary(program, *arguments, **static):
+        compiled = program.lower(*arguments, **static).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    vertices = shape((number, dim), jnp.float32)
+    hull = jax.eval_shape(oracle._prepare, vertices)
+    assert temporary(oracle._prepare, vertices) < 2.5 * size
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(hull))
+    assert kept < 2.3 * size
+    slots = batching.default_slots(number, dim)
+    lanes = batching.num_lanes(256, slots, dim, number)
+    tolerances = Tolerances(
+        shape((), jnp.float64), shape((), jnp.float64), shape((), jnp.int32), shape((), jnp.bool_)
+    )
+    query = shape((lanes, dim), jnp.float32)
+    state = jax.eval_shape(
+        lambda hull, query: batching._start(hull, query, None, slots=slots), hull, query
+    )
+    flag, count = shape((), jnp.bool_), shape((), jnp.int32)
+    assert temporary(batching._name, hull, state, tolerances, flag, count) < 3 * size
+    wide = batching.finishing_slots(number, dim, slots)
+    lanes = batching.num_lanes(256, 2 * wide, dim, number)
+    support = shape((lanes, slots), jnp.int32), shape((lanes, slots), jnp.bool_)
+    finishing = temporary(
+        batching._finish_supports,
+        hull,
+        tolerances,
+        shape((lanes, dim), jnp.float32),
+        *support,
+        shape((lanes,), jnp.int32),
+        slots=max(wide, slots),
+        dtype=jnp.dtype("float32"),
+    )
+    assert finishing < 16 * size
