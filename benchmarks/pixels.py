@@ -32,6 +32,7 @@ OURS = {
     "hullgeo 100": {"budget": 100},
     "hullgeo 300": {"budget": 300},
     "hullgeo 300, 5 rivals": {"budget": 300, "num_rivals": 5},
+    "hullgeo 300, 2 starts": {"budget": 300, "num_starts": 2},
 }
 BLOCK = 5  # images inverted at once: the batch waits for its slowest row
 MAKERS = {

@@ -293,6 +293,7 @@ def test_a_row_does_not_depend_on_the_others():
     np.testing.assert_array_equal(flip.image[order], other.image)
 
 
+@pytest.mark.slow
 def test_batch_pmap_and_vectors_agree():
     kernel, bias = random_linear(0)
     classifier = Partial(linear, (kernel, bias))
