@@ -135,7 +135,8 @@ def _as_rgb(image: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
 
 
 @ticker.FuncFormatter
-def _percent_ticks(value: float, position: int | None) -> str:
+def percent_ticks(value: float, position: int | None) -> str:
+    """A share as percent, for an axis."""
     return f"{100 * value:.4g}\u00a0%"
 
 
@@ -187,7 +188,7 @@ def distances(
         xytext=(5, -1), textcoords="offset points", va="top",
         path_effects=[withStroke(linewidth=3, foreground=theme.paper)],
     )  # fmt: skip
-    axes.xaxis.set_major_formatter(_percent_ticks)
+    axes.xaxis.set_major_formatter(percent_ticks)
     axes.yaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     axes.set_xlabel(label)
     axes.set_ylabel("test images")
@@ -220,8 +221,8 @@ def landscape(
             axes.scatter([], [], s=34, color=color, label=name)
         columns = max(1, min(len(names), 52 // (4 + max(map(len, names)))))
         figure.legend(loc="outside upper left", ncols=columns, handletextpad=0.0, columnspacing=0.7)
-    axes.xaxis.set_major_formatter(_percent_ticks)
-    axes.yaxis.set_major_formatter(_percent_ticks)
+    axes.xaxis.set_major_formatter(percent_ticks)
+    axes.yaxis.set_major_formatter(percent_ticks)
     axes.set_xlabel("distance outside the hull, in hull diameters")
     axes.set_ylabel("distance to the boundary")
     axes.set_xlim(-0.02 * max(float(hull.max()), 1e-12), None)
@@ -292,7 +293,7 @@ def spectrum(share: np.ndarray, marks: Sequence[tuple[int, str]], theme: Theme) 
         )  # fmt: skip
     axes.set_xlim(0, len(share))
     axes.set_ylim(0, 1.02)
-    axes.yaxis.set_major_formatter(_percent_ticks)
+    axes.yaxis.set_major_formatter(percent_ticks)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     axes.set_xlabel("principal axes")
     axes.set_ylabel("share of the variance")
@@ -307,7 +308,7 @@ def activity(share: np.ndarray, theme: Theme) -> Figure:
     axes.bar(np.arange(1, len(share) + 1), ordered, width=0.86, color=theme.right)
     axes.set_ylim(0, 1.02)
     axes.set_xlim(0.3, len(share) + 0.7)
-    axes.yaxis.set_major_formatter(_percent_ticks)
+    axes.yaxis.set_major_formatter(percent_ticks)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     axes.set_xlabel("units, most often active first")
     axes.set_ylabel("active on")

@@ -12,6 +12,7 @@ import numpy as np
 from hullgeo import _plane, plots
 from hullgeo.plots import percent
 from hullgeo.result import Membership, Status
+from hullgeo.sections_boundaries import BOUNDARY_SECTIONS
 from hullgeo.sections_pixels import flips, gallery, inversion, morphs, ties
 from hullgeo.telling import (
     UNIT,
@@ -414,6 +415,7 @@ SECTIONS: tuple[tuple[Callable[[Data], Section], tuple[str, ...]], ...] = (
     (hull, ("hull", "accuracy", "statistics")),
     (class_hulls, ("class_hulls", "accuracy", "statistics")),
     (boundary, ("boundary", "accuracy", "statistics")),
+    *BOUNDARY_SECTIONS,
     (gallery, ("gallery", "hull", "boundary", "accuracy", "statistics")),
     (inversion, ("inversion", "statistics")),
     (flips, ("flips",)),

@@ -7,10 +7,12 @@ To add one, write its function, put it into `STAGES` with what it reads, and giv
 import numpy as np
 
 from hullgeo import _plane, _statistics
+from hullgeo.class_hulls import project_to_class_hulls
 from hullgeo.features import extract_features
 from hullgeo.head import boundary_distance
 from hullgeo.hull import membership, project_to_hull
 from hullgeo.oracle import prepare_hull
+from hullgeo.stages_boundaries import BOUNDARY_STAGES
 from hullgeo.stages_pixels import flips, gallery, inversion, morphs, ties
 from hullgeo.staging import Inputs, Stage, Values, head_of, in_blocks
 
@@ -143,27 +145,17 @@ def class_hulls(inputs: Inputs) -> Values:
     vertices, queries = _without_constants(inputs)
     labels = inputs.data["train"]["labels"]
     num_classes = inputs.data["head"]["kernel"].shape[1]
-    members = [np.flatnonzero(labels == label) for label in range(num_classes)]
-    size = max(len(rows) for rows in members)
-    # Repeated vertices leave a hull as it is, and hulls of equal sizes are compiled once.
-    prepared = {
-        label: prepare_hull(vertices[np.resize(rows, size)])
-        for label, rows in enumerate(members)
-        if len(rows)
-    }
     rtol, diameter = inputs.options["rtol"], inputs.data["statistics"]["diameter_lower"]
 
     def project(queries: np.ndarray) -> Values:
-        distance = np.full((len(queries), num_classes), np.inf, queries.dtype)
-        lower, status = distance.copy(), np.zeros(distance.shape, np.int32)
-        for label, vertices_of_class in prepared.items():
-            found = project_to_hull(
-                queries, vertices_of_class, rtol=rtol, atol=_atol(rtol, diameter)
-            )
-            distance[:, label] = found.distance
-            lower[:, label] = found.distance_lower_bound
-            status[:, label] = found.status
-        return {"distance": distance, "lower": lower, "status": status}
+        found = project_to_class_hulls(
+            queries, vertices, labels, num_classes, rtol=rtol, atol=_atol(rtol, diameter)
+        )
+        return {
+            "distance": found.distance,
+            "lower": found.distance_lower_bound,
+            "status": found.status,
+        }
 
     return inputs.chunks(project, queries, _HULL_ROWS)
 
@@ -254,6 +246,7 @@ STAGES = (
     Stage("hull", hull, ("features", "statistics"), ("rtol",)),
     Stage("class_hulls", class_hulls, ("features", "statistics", "head", "train"), ("rtol",)),
     Stage("boundary", boundary, ("features", "head")),
+    *BOUNDARY_STAGES,
     Stage(
         "gallery",
         gallery,

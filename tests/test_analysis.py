@@ -23,7 +23,8 @@ from hullgeo.stages import STAGES
 from hullgeo.staging import Inputs, Stage
 
 # Searches in pixels take longest to compile and have their own tests; the slow test runs them too.
-WITHOUT_FLIPS = [stage for stage in STAGES if stage.name not in ("flips", "morphs", "ties")]
+SEARCHES = ("flips", "morphs", "ties", "nearest", "tie_map", "regions")  # have tests of their own
+WITHOUT_FLIPS = [stage for stage in STAGES if stage.name not in SEARCHES]
 NAMES = [stage.name for stage in WITHOUT_FLIPS]
 
 
