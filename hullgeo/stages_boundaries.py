@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from hullgeo import ties
 from hullgeo.guarantee import hull_guarantee, region_membership
 from hullgeo.hull_pairs import hull_to_hull
 from hullgeo.nearest import nearest_boundary_point
 from hullgeo.partition import partition
 from hullgeo.staging import Inputs, Stage, Values, head_of
-from hullgeo.ties import tie_point
 
 _ROWS = 2048
 _MOST_TIES = 11  # classes whose sets are all looked at: 2,036 sets of two or more
@@ -82,9 +82,8 @@ def tie_map(inputs: Inputs) -> Values:
     num_classes = head.kernel.shape[1]
     middle = inputs.data["statistics"]["mean"].astype(inputs.data["features"]["train"].dtype)
     lower = 0.0 if inputs.data["statistics"]["nonnegative"] else None
-    sets = _sets(num_classes)
-    values: Values = {"sets": sets, "orthant": lower is not None}
-    if not len(sets):
+    values: Values = {"sets": np.zeros((0, num_classes), bool), "orthant": lower is not None}
+    if not 2 <= num_classes <= _MOST_TIES:
         return values
     train = inputs.data["features"]["train"]
     free = np.full(len(middle), np.inf, middle.dtype)
@@ -93,21 +92,12 @@ def tie_map(inputs: Inputs) -> Values:
         "box": (train.min(axis=0), train.max(axis=0)),
     }
     for name, (low, high) in sides.items():
-        found = tie_point(middle, head, sets, lower=low, upper=high)
-        values[f"{name}_distance"] = np.asarray(found.distance)
-        values[f"{name}_lower"] = np.asarray(found.distance_lower_bound)
+        found = ties.tie_map(head, query=middle, lower=low, upper=high)
+        values["sets"] = np.asarray(found.classes)
+        values[f"{name}_distance"] = np.asarray(found.tie.distance)
+        values[f"{name}_lower"] = np.asarray(found.tie.distance_lower_bound)
         values[f"{name}_status"] = np.asarray(found.status)
     return values
-
-
-def _sets(num_classes: int) -> np.ndarray:
-    """All sets of two or more classes, small ones first; none where there are too many."""
-    if not 2 <= num_classes <= _MOST_TIES:
-        return np.zeros((0, num_classes), bool)
-    numbers = np.arange(2**num_classes)
-    masks = (numbers[:, None] >> np.arange(num_classes)) & 1 > 0
-    masks = masks[masks.sum(axis=1) >= 2]
-    return masks[np.argsort(masks.sum(axis=1), kind="stable")]
 
 
 def regions(inputs: Inputs) -> Values:

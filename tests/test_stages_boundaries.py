@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from hullgeo import LinearHead, Membership, Status, hull_to_hull, plots, plots_boundaries
+from hullgeo import (
+    LinearHead,
+    Membership,
+    Status,
+    boundary_distance,
+    hull_to_hull,
+    plots,
+    plots_boundaries,
+)
 from hullgeo import sections_boundaries as sections
 from hullgeo import stages_boundaries as stages
 from hullgeo.staging import Inputs, apply_padded, join
@@ -15,14 +23,12 @@ NAMES = ["cat", "dog", "bird"]
 
 @pytest.fixture(scope="module")
 def data():
-    """Three classes in three dimensions; what earlier stages would have saved."""
+    """Three classes in three dimensions, and what earlier stages would have saved."""
     kernel = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]], np.float32)
     head = {"kernel": kernel, "bias": np.zeros(3, np.float32)}
     train = np.abs(RNG.normal(0.2, 0.6, size=(40, 3))).astype(np.float32)
     test = np.abs(RNG.normal(0.2, 0.6, size=(12, 3))).astype(np.float32)
     predicted = (train @ kernel).argmax(axis=1).astype(np.int32)
-    from hullgeo import boundary_distance
-
     near = boundary_distance(test, LinearHead(**head))
     given = {
         "head": head,
@@ -85,13 +91,11 @@ def test_every_set_of_three_classes_ties(data):
     np.testing.assert_array_equal(found["domain_status"], Status.CONVERGED)
 
 
-def test_sets_are_complete_and_few():
-    sets = stages._sets(10)
-    assert sets.shape == (1013, 10)
-    assert len(np.unique(sets, axis=0)) == 1013
-    assert (np.diff(sets.sum(axis=1)) >= 0).all()
-    assert stages._sets(12).shape == (0, 12)
-    assert stages._sets(1).shape == (0, 1)
+def test_many_classes_are_not_mapped(data):
+    kernel = np.eye(3, 12, dtype=np.float32)
+    many = {**data, "head": {"kernel": kernel, "bias": np.zeros(12, np.float32)}}
+    found = stages.tie_map(Inputs(many, {}, lambda *_: {}, 8, None, False))
+    assert found["sets"].shape == (0, 12)
 
 
 def test_regions_and_what_lies_between(data):
