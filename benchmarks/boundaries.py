@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import daqp
 import jax
+import jax.numpy as jnp
 import numpy as np
 import quadprog
 import scipy.optimize
@@ -39,33 +40,38 @@ SOLVERS = ("daqp", "daqp pruned", "quadprog", "slsqp")
 
 
 class Problem(NamedTuple):
-    """Features in a box, a head, and the sides of the box."""
+    """Features in a box, kernel and bias of a head, and the sides of the box."""
 
     features: np.ndarray
-    head: LinearHead
+    kernel: np.ndarray
+    bias: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
+
+    @property
+    def head(self) -> LinearHead:
+        """As hullgeo takes it."""
+        return LinearHead(jnp.asarray(self.kernel), jnp.asarray(self.bias))
 
 
 def problem(num_queries: int, seed: int = 0) -> Problem:
     """Nonnegative features, a quarter of them 0, whose nearest boundary points meet the box."""
     rng = np.random.default_rng(seed)
     features = np.maximum(rng.normal(0.7, 1.0, size=(num_queries, DIM)), 0.0)
-    head = LinearHead(
-        rng.normal(size=(DIM, CLASSES)) / np.sqrt(DIM), 0.1 * rng.normal(size=CLASSES)
-    )
+    kernel = rng.normal(size=(DIM, CLASSES)) / np.sqrt(DIM)
+    bias = 0.1 * rng.normal(size=CLASSES)
     upper = 0.9 * features.max(axis=0)
-    return Problem(np.minimum(features, upper), head, np.zeros(DIM), upper)
+    return Problem(np.minimum(features, upper), kernel, bias, np.zeros(DIM), upper)
 
 
 def conditions(given: Problem, row: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """Label; of each rival the unit normal and offset in `normal x >= offset`, and |q - plane|."""
-    logits = given.features[row] @ given.head.kernel + given.head.bias
+    logits = given.features[row] @ given.kernel + given.bias
     label = int(logits.argmax())
-    normals = (given.head.kernel - given.head.kernel[:, [label]]).T
+    normals = (given.kernel - given.kernel[:, [label]]).T
     lengths = np.linalg.norm(normals, axis=1)
     lengths[label] = 1.0
-    offsets = (given.head.bias[label] - given.head.bias) / lengths
+    offsets = (given.bias[label] - given.bias) / lengths
     planes = (logits[label] - logits) / lengths
     planes[label] = np.inf
     return label, normals / lengths[:, None], offsets, planes
@@ -123,10 +129,9 @@ def judge(given: Problem, row: int, point: np.ndarray, tied: list[int]) -> tuple
     """Distance of the point after clipping, and how far its logits are from the tie asked for."""
     if not np.isfinite(point).all():
         return np.inf, np.inf
-    wide = np.longdouble(np.clip(point, given.lower, given.upper))
-    kernel, bias = (np.longdouble(part) for part in given.head)
-    logits = wide @ kernel + bias
-    label = int((given.features[row] @ given.head.kernel + given.head.bias).argmax())
+    wide = np.clip(point, given.lower, given.upper).astype(np.longdouble)
+    logits = wide @ given.kernel.astype(np.longdouble) + given.bias
+    label = int((given.features[row] @ given.kernel + given.bias).argmax())
     size = float(np.abs(logits).max())
     if len(tied) == 1:  # the rival leads the label
         miss = max(float(logits[label] - logits[tied[0]]), 0.0)
@@ -149,10 +154,9 @@ def ours(function: Callable[[], Any]) -> tuple[Any, float, float]:
 
 def nearest(num_queries: int, counts: dict[str, int]) -> list[dict[str, Any]]:
     given = problem(num_queries)
+    head = given.head
     found, first, median = ours(
-        lambda: nearest_boundary_point(
-            given.features, given.head, lower=given.lower, upper=given.upper
-        )
+        lambda: nearest_boundary_point(given.features, head, lower=given.lower, upper=given.upper)
     )
     points, rivals = np.asarray(found.point), np.asarray(found.rival)
     answers = {"hullgeo": [(points[row], int(rivals[row])) for row in range(num_queries)]}
@@ -182,7 +186,7 @@ def nearest(num_queries: int, counts: dict[str, int]) -> list[dict[str, Any]]:
 def tie_by_daqp(given: Problem, row: int, members: np.ndarray) -> np.ndarray:
     first = int(np.flatnonzero(members)[0])
     others = np.delete(np.arange(CLASSES), first)
-    kernel, bias = given.head
+    kernel, bias = given.kernel, given.bias
     normals = (kernel[:, [first]] - kernel[:, others]).T
     lengths = np.linalg.norm(normals, axis=1)
     low = (bias[others] - bias[first]) / lengths
@@ -197,11 +201,12 @@ def tie_by_daqp(given: Problem, row: int, members: np.ndarray) -> np.ndarray:
 
 def ties(num_queries: int, count: int) -> list[dict[str, Any]]:
     given = problem(num_queries, seed=1)
+    head = given.head
     rng = np.random.default_rng(2)
     sizes = rng.integers(2, 6, size=num_queries)
     sets = np.argsort(np.argsort(rng.uniform(size=(num_queries, CLASSES)))) < sizes[:, None]
     found, first, median = ours(
-        lambda: tie_point(given.features, given.head, sets, lower=given.lower, upper=given.upper)
+        lambda: tie_point(given.features, head, sets, lower=given.lower, upper=given.upper)
     )
     points = np.asarray(found.point)
     rows = range(min(count, num_queries))

@@ -17,6 +17,7 @@ def test_the_referee_sees_a_miss_and_a_detour():
     distance, miss = boundaries.judge(given, 0, point, [rival])
     assert distance <= planes[rival] + 1e-12  # clipped
     beyond = boundaries.by_daqp(given.features[0], normals[rival], offsets[rival], given)
+    assert beyond is not None
     exact, tied = boundaries.judge(given, 0, beyond, [rival])
     assert exact >= planes[rival] - 1e-12
     assert tied < 1e-9

@@ -236,8 +236,9 @@ def test_within_a_hull():
         assert found.status == 0
 
 
-def test_a_hundred_classes_are_decided_with_few_programs():
-    head = random_head(7, 16, 100)
+@pytest.mark.parametrize("num_classes", [40, pytest.param(100, marks=pytest.mark.slow)])
+def test_many_classes_are_decided_with_few_programs(num_classes):
+    head = random_head(7, 16, num_classes)
     result = partition(head, lower=0.0, upper=3.0)
     counts = result.counts
     assert counts["undecided"] == 0
