@@ -135,10 +135,13 @@ def test_equal_columns_and_hidden_classes():
     kernel = np.array([[1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
     head = LinearHead(kernel, np.array([0.0, 1.0, 0.0, 1.0]))
     sets = np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 1, 1], [1, 0, 1, 0]], bool)
-    result = tie_point(np.array([3.0, 4.0]), head, sets)
-    np.testing.assert_array_equal(result.status, [Status.INFEASIBLE, 0, 0, 0, Status.INFEASIBLE])
-    np.testing.assert_array_equal(np.asarray(result.distance)[1], 0)  # 1 and 3 lead together
-    np.testing.assert_allclose(np.asarray(result.distance)[2:4], 3.5, rtol=1e-12)  # x0 = -1/2
+    # All sets, as above, so that they share one compilation.
+    result = tie_point(np.array([3.0, 4.0]), head, all_sets(4))
+    rows = [np.flatnonzero((all_sets(4) == chosen).all(axis=1)).item() for chosen in sets]
+    status, distance = np.asarray(result.status)[rows], np.asarray(result.distance)[rows]
+    np.testing.assert_array_equal(status, [Status.INFEASIBLE, 0, 0, 0, Status.INFEASIBLE])
+    assert distance[1] == 0  # 1 and 3 lead together
+    np.testing.assert_allclose(distance[2:4], 3.5, rtol=1e-12)  # x0 = -1/2
     # Class 1 lies below the two others in the middle: it never wins.
     star = LinearHead(np.array([[-1.0, 0.0, 1.0]]), np.array([0.0, -1.0, 0.0]))
     never = tie_point(np.array([0.3]), star, all_sets(3))
@@ -149,7 +152,10 @@ def test_equal_columns_and_hidden_classes():
     )
     # Three lines through one point: a tie in exact arithmetic only, hence undecided.
     through = LinearHead(np.array([[-1.0, 0.3, 1.0]]), np.array([0.1, -0.03, -0.1]))
-    exact = tie_point(np.array([0.3]), through, [0, 1, 2])
+    exact = jax.tree.map(
+        lambda array: array[-1] if array.ndim else array,
+        tie_point(np.array([0.3]), through, all_sets(3)),
+    )
     assert int(exact.status) != Status.INFEASIBLE
     if int(exact.status) == Status.PRECISION_LIMIT:
         assert np.isposinf(exact.distance)
@@ -222,8 +228,19 @@ def test_nan_transforms_float32_and_one_compilation():
     size = ties_module._tie_in_box._cache_size()
     tie_point(features, narrow, [0, 1], lower=-1.0, upper=1.0, rtol=1e-3)
     assert ties_module._tie_in_box._cache_size() == size
+
+
+@pytest.mark.slow
+def test_without_float64_enabled():
+    narrow = jax.tree.map(lambda part: part.astype(np.float32), random_head(7, 4, 4))
+    features = np.random.default_rng(7).normal(size=(6, 4)).astype(np.float32)
+    mask = np.array([True, False, True, True])
+    plain = tie_point(features, narrow, mask, lower=-2.0)
     with jax.enable_x64(False):
-        kept = jax.jit(solve)(jnp.asarray(features), mask)
+        kept = jax.jit(lambda rows: tie_point(rows, narrow, mask, lower=-2.0))(
+            jnp.asarray(features)
+        )
+    assert kept.distance.dtype == jnp.float32
     np.testing.assert_allclose(kept.distance, plain.distance, rtol=2e-6)
 
 
