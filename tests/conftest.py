@@ -1,11 +1,14 @@
 """Every test runs strictly: float64 on, strict promotion, four CPU devices, checked shapes."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=4"
-    # Most of the time goes into compiling, for small arrays: optimise less.
+    # Most of the time goes into compiling, for small arrays: optimise less, in one thread.
     " --xla_backend_optimization_level=0"
+    " --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_cpu_multi_thread_eigen=false"
 )
 
 from jaxtyping import config as jaxtyping_config
@@ -21,6 +24,14 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Processes that test side by side compile each program once; the folder is gone afterwards.
+_programs = tempfile.TemporaryDirectory(prefix="hullgeo-programs-")
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.setdefault("HULLGEO_TEST_PROGRAMS", _programs.name)
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 hypothesis.settings.register_profile(
     "fixed", derandomize=True, deadline=None, max_examples=25, database=None

@@ -207,14 +207,6 @@ CASES: dict[str, Case] = {
         rtol=(1e-3, 1e-6),
         wide=False,
     ),
-    "prepare_hull": Case(
-        hull_inputs,
-        lambda queries, vertices, **options: hullgeo.project_to_hull(
-            queries, hullgeo.prepare_hull(vertices), **options
-        ),
-        free=HULL_FIELDS,
-        rtol=(2e-6, 1e-6),
-    ),
     "tie_point": Case(
         lambda rng, dtype: (rng.normal(size=(ROWS, 5)).astype(dtype), head_of(rng, dtype)),
         lambda features, head, **options: hullgeo.tie_point(
@@ -265,6 +257,7 @@ HOST_ONLY = {
     "from_nnx": "runs the model once",
     "load_stage": "reads a file",
     "partition": "linear programs on the host",
+    "prepare_hull": "one set of vertices, no rows; in tests/test_oracle.py",
     "plane_cells": "as many polygons as there are",
     "plane_classes": "refines on the host",
     "raise_if_failed": "raises",

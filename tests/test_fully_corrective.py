@@ -145,6 +145,7 @@ def test_smallest_shapes(query, vertices, expected):
     np.testing.assert_allclose(answer.distance, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_many_more_dimensions_than_vertices():
     rng = np.random.default_rng(0)
     vertices = rng.normal(size=(20, 20_000)).astype(np.float32)
@@ -300,14 +301,12 @@ def test_programs_are_compiled_per_bucket_not_per_size():
         return np.array([program._cache_size() for program in programs])
 
     before = counts()
-    for size in (2, 3, 5, 8):
-        project_to_hull(rng.normal(size=(size, DIM)), vertices)
-    bucket = counts() - before
-    assert bucket.max() <= 2  # a batch, and the last queries of several
-    for size in (7, 4, 6, 2):
+    for size in (2, 3, 5, 8, 7, 4, 6):
         project_to_hull(3 * rng.normal(size=(size, DIM)), vertices, rtol=1e-4, max_steps=50)
     project_to_hull(rng.normal(size=(4, DIM)), vertices, rtol=1e-9)
-    np.testing.assert_array_equal(counts() - before, bucket)
+    # A full batch, and the last queries of several batches gathered in a smaller one.
+    assert np.all(counts() - before <= 2)
+    assert np.all(counts() - before >= 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,6 +82,21 @@ def test_powers_of_two(value):
     assert power == 2.0 ** int(exponent)
     assert value <= power
     assert value == 0 or power <= 4 * value
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_prepared_hull_is_the_same_inside_jit_and_keeps_its_type(dtype, wide):
+    vertices = RNG.standard_normal((20, 3)).astype(dtype)
+    with jax.enable_x64(wide):
+        hull = prepare_hull(vertices)
+        assert hull.vertices.dtype == dtype
+        np.testing.assert_array_equal(hull.vertices, vertices)
+        assert hull.rows.dtype == hull.radius.dtype == np.float32
+        if wide or dtype == np.float32:
+            inside = jax.jit(prepare_hull)(vertices)
+            jax.tree.map(np.testing.assert_array_equal, inside, hull)
+            jax.tree.map(np.testing.assert_array_equal, jax.jit(lambda same: same)(hull), hull)
 
 
 def test_bad_vertices_are_named():
