@@ -248,8 +248,16 @@ def test_nan_rows_transforms_and_one_compilation():
     size = nearest_module._nearest_in_box._cache_size()
     nearest_boundary_point(features, head, rival=1, lower=0.0, upper=upper * 2)
     assert nearest_module._nearest_in_box._cache_size() == size
+
+
+@pytest.mark.slow
+def test_without_float64_enabled():
+    head, features, upper = random_problem(5, 6, 4, 20, np.float32)
+    plain = nearest_boundary_point(features, head, lower=0.0, upper=upper)
     with jax.enable_x64(False):
-        narrow = jax.jit(solve)(jnp.asarray(features), 1e-6)
+        narrow = jax.jit(lambda rows: nearest_boundary_point(rows, head, lower=0.0, upper=upper))(
+            jnp.asarray(features)
+        )
     assert narrow.distance.dtype == jnp.float32
     np.testing.assert_allclose(narrow.distance, plain.distance, rtol=1e-6)
 
