@@ -82,7 +82,7 @@ def search(
 
     Args:
       oracle: the set.
-      start: any points of the set, the first of which is begun with; their bound is not used.
+      start: any points of the set to begin with; their bound is not used.
       stop: whether a lane has reached what is wanted, asked after every pass.
       slots: points in hand at most; at least `dim + 1` plus those named in a pass.
       size: a bound of the norms of the set's points, which scales the problem.
@@ -94,13 +94,12 @@ def search(
     points = jnp.broadcast_to(zero, (lanes, slots, dim)).at[:, :new].set(start.points)
     tags = jnp.broadcast_to(0 * start.tags[:, :1], (lanes, slots, start.tags.shape[2]))
     tags = tags.at[:, :new].set(start.tags)
+    taken = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32) < new, (lanes, slots))
     nothing = 0.0 * size
-    # All weight on one point: a solution here would be compiled once more.
-    first = jnp.where(jnp.arange(slots, dtype=jnp.int32) == 0, 1.0, 0.0)[None, :]
     nearest = Nearest(
         points=points,
         tags=tags,
-        weights=first + nothing[:, None],
+        weights=_solve(points, taken, scale),
         lower=nothing,
         direction=zero[:, 0],
         gap=nothing + jnp.inf,
