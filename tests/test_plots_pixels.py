@@ -19,6 +19,10 @@ CASES = {
     "inversions": lambda theme: plots_pixels.inversions(
         IMAGES, IMAGES, np.full(3, 1e-3), np.array([0.1, np.nan, 1.0]), theme
     ),
+    "ties": lambda theme: plots_pixels.ties(
+        IMAGES, np.stack([IMAGES, IMAGES], axis=1), np.tile(np.arange(3), (3, 1)),
+        np.full((3, 2), 0.5), np.array([[True, False]] * 3), NAMES, theme,
+    ),
     "robustness": lambda theme: plots_pixels.robustness(
         [np.array([0.1, 0.2, np.inf]), np.array([0.05, 0.2, 0.3])], ["100", "300"], theme
     ),
