@@ -18,6 +18,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +130,7 @@ def flips(network, count, peers_python, out):
     return rows
 
 
-def kept(path, images, search):
+def kept(path, images, search) -> tuple[Any, float]:
     """The result of a search about these images, and its seconds, read back where stored."""
     if path.exists():
         with np.load(path) as stored:

@@ -32,7 +32,7 @@ def default_slots(num_vertices: int, dim: int) -> int:
     """
     if num_vertices <= min(dim, 128):
         return max(2, num_vertices)
-    slots = 32 if num_vertices <= 2048 else 48
+    slots = 32 if num_vertices <= 2048 and dim <= 256 else 48
     return min(slots, max(2, num_vertices))
 
 

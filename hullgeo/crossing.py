@@ -91,7 +91,7 @@ class _Fixed(NamedTuple):
     leaves: tuple[Any, ...]
 
 
-def split_callable(function: Callable) -> tuple[list[Array], _Fixed]:
+def split_callable(function: Callable) -> tuple[list[Any], _Fixed]:
     """The arrays of a callable pytree, and all else; a plain function has no arrays."""
     leaves, treedef = jax.tree.flatten(function)
     is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
@@ -100,7 +100,7 @@ def split_callable(function: Callable) -> tuple[list[Array], _Fixed]:
     return arrays, _Fixed(treedef, others)
 
 
-def join_callable(arrays: list[Array], fixed: _Fixed) -> Callable:
+def join_callable(arrays: list[Any], fixed: _Fixed) -> Callable:
     """Inverse of `split_callable`."""
     remaining = iter(arrays)
     leaves = [next(remaining) if leaf is None else leaf for leaf in fixed.leaves]

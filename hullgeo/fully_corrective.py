@@ -199,11 +199,10 @@ def _step(
         unit = unit / jnp.where(unit_size > 0, unit_size, 1)[:, None]
     direction = unit.astype(jnp.float32)
     score = active_set.scores(active.rows, point)
-    if exact:
-        tolerance = 2.0**-50 * size
-        margin = tolerance + 2 * oracle.error(unit, direction) * size
-    else:
-        tolerance = margin = _NOISE * size
+    tolerance = (2.0**-50 if exact else _NOISE) * size
+    # Vertices off the slots that a screened value cannot tell from the least lie within this.
+    error = oracle.error(unit.astype(jnp.float64), direction).astype(dtype)
+    margin = tolerance + 2 * error * size
     # Slots off the basis are given up unless they violate, or cannot be told from violating.
     # This precedes the pass, so that it bounds every vertex that is not in a slot.
     keep = (
@@ -229,6 +228,9 @@ def _step(
     if sampling is not None:  # a sample bounds nothing
         screened = jnp.where(sampling, -jnp.inf, screened)
 
+    wide_square = jnp.where(started, square.astype(jnp.float64), jnp.inf)
+    stalled = wide_square > (1 - 2.0**-20) * lanes.square
+    stalls = jnp.where(stalled, lanes.stalls + 1, 0)
     lower, upper = lanes.lower, lanes.upper
     if exact:
         held = lanes._replace(active=active)
@@ -242,6 +244,7 @@ def _step(
         upper = jnp.where(started, upper, jnp.inf)
         ended = bracket.has_converged(oracle, tolerances, upper, lower)
         hopeless = size < _ON_HULL
+        banded = started  # vertices inside the band are always welcome
     else:
         least = jnp.minimum(
             jnp.min(value, axis=1) * size, jnp.min(jnp.where(keep, score, jnp.inf), axis=1)
@@ -250,13 +253,13 @@ def _step(
         if sampling is not None:
             relative = jnp.where(sampling, _SAMPLE_GAP, relative).astype(dtype)
         enough = 0.5 * jnp.maximum(relative * square, 2 * tolerances.atol.astype(dtype))
-        ended = square - least <= jnp.maximum(enough, tolerance)
-        doubt = 2 * oracle.error(unit.astype(jnp.float64), direction).astype(dtype) * size
-        ended = ended | (tolerances.verdict & (least > doubt))
-    wide_square = jnp.where(started, square.astype(jnp.float64), jnp.inf)
-    stalled = wide_square > (1 - 2.0**-20) * lanes.square
-    stalls = jnp.where(stalled, lanes.stalls + 1, 0)
-    if not exact:  # rounding may let the basis change for ever
+        near = square - least <= jnp.maximum(enough, tolerance)
+        # Named. Vertices inside the band join the slots, so that the decision scores them exactly.
+        banded = near & (jnp.min(value, axis=1) * size < square + margin)
+        if sampling is not None:
+            banded = banded & ~sampling
+        ended = (near & ~banded) | (tolerances.verdict & (least > margin))
+        # Rounding may let the basis change for ever.
         hopeless = (size < _NEAR_HULL) | (stalled & lanes.idle) | (stalls >= _STALLS)
     live = (lanes.code == ACTIVE) & (lanes.steps < tolerances.max_steps)
     ended = live & started & ended
@@ -264,7 +267,7 @@ def _step(
     going = live & ~ended & ~hopeless
 
     violation = jnp.where(started[:, None], size[:, None] - value, -value)
-    threshold = -margin if exact else margin
+    threshold = jnp.where(banded, -margin, tolerance)
     violates = violation * size[:, None] > threshold[:, None]
     # Without any vertex yet, all candidates are welcome; with a support to solve for, none is.
     empty = ~jnp.any(keep, axis=1, keepdims=True)
@@ -285,8 +288,8 @@ def _step(
         filled, trial, going, constant, jnp.where(started, floor, 0), 2 * slots if exact else 16
     )
     # Twice without a change of the basis: once may have moved the weights, which the next pass
-    # sees. While finishing, a vertex admitted only because it is inside the band is progress too.
-    idle = (sweeps == 0) & ~(jnp.any(admitted, axis=1) & exact)
+    # sees. A vertex admitted only because it is inside the band is progress too.
+    idle = (sweeps == 0) & ~(jnp.any(admitted, axis=1) & banded)
     stuck = hopeless | (going & idle & lanes.idle)
     code = jnp.where(stuck, jnp.where(overflow & ~hopeless, FULL, STUCK), lanes.code)
     code = jnp.where(ended, ENDED, code)
