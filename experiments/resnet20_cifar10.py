@@ -72,6 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--network", choices=NETWORKS, default="resnet20")
     parser.add_argument("--out", type=Path, default=Path("results/resnet20"))
     parser.add_argument("--num-test", type=int, default=2000, help="test images to locate")
+    searches = {"flips": 100, "inversions": 6, "morphs": 3, "ties": 3}
+    for kind, number in searches.items():
+        parser.add_argument(f"--num-{kind}", type=int, default=number, help=f"{kind} searched")
     options = parser.parse_args(arguments)
 
     build, published = NETWORKS[options.network]
@@ -89,6 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         title=f"{options.network} on CIFAR-10",
         class_names=CLASSES,
         batch_size=500,
+        **{f"num_{kind}": getattr(options, f"num_{kind}") for kind in searches},
     )
     print(f"Report: {analysis.report}")
 
