@@ -7,11 +7,12 @@ best violators of the optimality conditions <u_i, x> >= |x|^2 to the support, an
 on the support exactly (`active_set.py`). Trust is cheap, so precision is spent where it decides:
 
 1. *name*: float32 passes over a sample of the vertices, then over all of them, until nothing
-   violates beyond float32 noise. Proves nothing.
+   violates beyond float32 noise. Vertices that rounding cannot tell from the least join the slots,
+   so that they are scored exactly later. Proves nothing.
 2. *decide*: float64 rows of the support alone, solution and direction refined, bracket enclosed
    (`enclosure.py`); the last pass bounds all the other vertices. Most queries end here.
-3. *finish*: float64 passes for the queries that are left: near or inside the hull, or with vertices
-   inside the float32 band, which join the support so that they are scored exactly.
+3. *finish*: float64 passes for the queries that are left: near or inside the hull, or with more
+   vertices than slots.
 
 The state of a batch is a pytree with one lane per query, all loops are traced, and a lane that has
 ended is frozen.
