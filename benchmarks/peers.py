@@ -234,7 +234,7 @@ def _onto_simplex(point: np.ndarray) -> np.ndarray:
 
 def make_qpsolvers(solver: str, **options: Any) -> Callable[[np.ndarray], Solver]:
     def make(vertices: np.ndarray) -> Solver:
-        import qpsolvers
+        import qpsolvers  # pyright: ignore[reportMissingImports]
         import scipy.sparse
 
         count, dim = vertices.shape
@@ -256,7 +256,7 @@ def make_qpax(vertices: np.ndarray) -> Callable[[np.ndarray], list[Answer]]:
     """An interior-point method in JAX, in the separating-hyperplane form, under vmap."""
     import jax
     import jax.numpy as jnp
-    import qpax
+    import qpax  # pyright: ignore[reportMissingImports]
 
     with jax.enable_x64(True):
         stored = jnp.asarray(vertices)
@@ -310,7 +310,7 @@ def make_projected_gradient(vertices: np.ndarray) -> Callable[[np.ndarray], list
 def make_polytopax(vertices: np.ndarray) -> Solver:
     """The distance of polytopax, which names no point: the vertex at that distance is returned."""
     import jax.numpy as jnp
-    from polytopax import ConvexHull
+    from polytopax import ConvexHull  # pyright: ignore[reportMissingImports]
 
     hull: Any = ConvexHull(jnp.asarray(vertices, jnp.float32))
 

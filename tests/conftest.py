@@ -1,7 +1,6 @@
 """Every test runs strictly: float64 on, strict promotion, four CPU devices, checked shapes."""
 
 import os
-import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=4"
@@ -24,14 +23,6 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# Processes that test side by side compile each program once; the folder is gone afterwards.
-_programs = tempfile.TemporaryDirectory(prefix="hullgeo-programs-")
-jax.config.update(
-    "jax_compilation_cache_dir", os.environ.setdefault("HULLGEO_TEST_PROGRAMS", _programs.name)
-)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 hypothesis.settings.register_profile(
     "fixed", derandomize=True, deadline=None, max_examples=25, database=None

@@ -413,6 +413,7 @@ def kill_until_done(tmp_path, function, kills):
     return finished
 
 
+@pytest.mark.slow
 def test_killed_at_every_kind_of_moment(tmp_path):
     # Every run writes what describes it and the labels first; then what is missing of: numbers,
     # three blocks, squares, total, summary, report.

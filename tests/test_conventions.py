@@ -291,7 +291,15 @@ FUNCTIONS = sorted(name for name, value in public_names().items() if inspect.isf
 CLASSES = sorted(name for name, value in public_names().items() if inspect.isclass(value))
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 each_class = pytest.mark.parametrize("name", CLASSES)
-each_case = pytest.mark.parametrize("name", sorted(CASES))
+# Searches through a network take long to compile: most of what is asked of them runs as slow.
+SEARCHES = {"ambiguous_image", "invert_features", "morph", "nearest_flip"}
+each_case = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SEARCHES else ())
+        for name in sorted(CASES)
+    ],
+)
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
 
 
@@ -437,7 +445,7 @@ def test_class_is_documented(name):
             assert value.__doc__, member
 
 
-@each_case
+@pytest.mark.parametrize("name", sorted(CASES))
 @each_dtype
 def test_dtype_and_pytree(name, dtype):
     rows, shared = example(name, dtype)

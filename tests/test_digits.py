@@ -48,6 +48,7 @@ def outside(model, images, labels, test_images, test_labels):
     return total / len(queries) / queries.var(axis=0).sum()
 
 
+@pytest.mark.slow
 def test_the_hull_term_draws_features_to_the_hull_of_their_class():
     images, labels = (array[:512] for array in data.load("digits", "train"))
     held_out = [array[:150] for array in data.load("digits", "test")]

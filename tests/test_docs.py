@@ -11,6 +11,8 @@ import pytest
 
 import hullgeo
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

@@ -158,6 +158,7 @@ def test_linear_flips_are_the_exact_ones(dtype):
 
 
 @pytest.mark.parametrize("seed", [0, 2, 4])
+@pytest.mark.slow
 def test_two_layer_flips_are_never_below_the_exact_ones_and_mostly_equal(seed):
     parameters = random_two_layer(seed)
     classifier = Partial(two_layer, parameters)
@@ -178,6 +179,7 @@ def test_two_layer_flips_are_never_below_the_exact_ones_and_mostly_equal(seed):
     assert_flipped(classifier, images[reachable], jax.tree.map(lambda a: a[reachable], flip))
 
 
+@pytest.mark.slow
 def test_a_target_class_is_reached_where_it_is_the_largest():
     classifier = Partial(linear, random_linear(0))
     images, labels = images_for(classifier)
@@ -194,6 +196,7 @@ def test_a_target_class_is_reached_where_it_is_the_largest():
     assert (present.status == Status.CONVERGED).all()
 
 
+@pytest.mark.slow
 def test_misclassified_images_are_at_distance_zero_of_their_label():
     classifier = Partial(linear, random_linear(0))
     images, predicted = images_for(classifier)
@@ -237,6 +240,7 @@ def test_bounds_mask_and_subspace():
     assert (np.linalg.norm(rest, axis=-1) <= 1e-4 * np.linalg.norm(moved, axis=-1)).all()
 
 
+@pytest.mark.slow
 def test_a_former_result_is_continued():
     classifier = Partial(linear, random_linear(0))
     images, _ = images_for(classifier)
@@ -262,6 +266,7 @@ def test_statuses_of_rows_without_a_flip():
     assert (nothing_free.status == Status.NO_GRADIENT).all()
 
 
+@pytest.mark.slow
 def test_ties_at_the_start():
     kernel = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]], np.float32)
     classifier = Partial(linear, (kernel, np.array([0, 0, -9], np.float32)))
@@ -285,6 +290,7 @@ def test_a_nan_row_leaves_the_others_right():
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_the_others():
     classifier = Partial(linear, random_linear(0))
     images, _ = images_for(classifier)

@@ -62,6 +62,7 @@ def digits_problem():
 @pytest.mark.parametrize(
     ("variant", "expected"), [("away", 344), ("pairwise", 189), ("blended_pairwise", 192)]
 )
+@pytest.mark.slow
 def test_steps_to_a_relative_gap_of_1e_6_on_the_digits(variant, expected):
     queries, vertices = digits_problem()
     steps = np.asarray(project_to_hull(queries, vertices, variant=variant).num_steps)

@@ -169,6 +169,7 @@ def test_nan_row_leaves_the_others_right():
     np.testing.assert_array_equal(answer.distance[::3], clean.distance[::3])
 
 
+@pytest.mark.slow
 def test_slots_overflow_and_grow_outside_jit_only():
     few = partial(project_to_hull, capacity=3)
     plenty = project_to_hull(around(), cloud())
@@ -309,13 +310,10 @@ def test_programs_are_compiled_per_bucket_not_per_size():
     assert (counts() - before)[1] >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "dim"),
-    [
-        (5_000, 512),
-        pytest.param(200_000, 32, marks=pytest.mark.slow),
-        pytest.param(100, 20_000, marks=pytest.mark.slow),
-    ],
+    [(5_000, 512), (200_000, 32), (100, 20_000)],
 )
 def test_peak_memory_is_a_small_multiple_of_the_vertices(number, dim):
     """What XLA sets aside: 2.3 times the input to prepare, a little for the passes.

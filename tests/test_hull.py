@@ -250,6 +250,7 @@ def test_step_limit_and_precision_limit_are_admitted():
     assert np.all(loose.distance**2 - loose.distance_lower_bound**2 <= 20)
 
 
+@pytest.mark.slow
 def test_more_slots_are_found_outside_jit_and_missed_inside():
     queries, vertices = digits()
     plenty = project(queries, vertices)
@@ -308,7 +309,8 @@ def test_inside_scan_and_shard_map():
     assert_same(answer, jax.jit(split)(jnp.asarray(queries)))
 
 
-@pytest.mark.parametrize("size", [3, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [3, 6])
+@pytest.mark.slow
 def test_queries_split_over_devices(size):
     queries, vertices = digits(num_queries=size)
     assert len(jax.devices()) == 4

@@ -16,6 +16,8 @@ from hullgeo import (
     tie_point,
 )
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 DIM, CLASSES, VERTICES = 4, 3, 24
 
 

@@ -9,6 +9,7 @@ from experiments import data, networks
 from hullgeo import Proof, Status, find_crossing, trace_segment
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.published,
     pytest.mark.skipif(not os.environ.get("HULLGEO_DATA"), reason="HULLGEO_DATA is unset"),
 ]

@@ -61,7 +61,9 @@ def initialised(module):
 
 # Flax's own pooling mixes types.
 @jax.numpy_dtype_promotion("standard")
-@pytest.mark.parametrize("module", [Convolutions, Pools, Selections])
+@pytest.mark.parametrize(
+    "module", [pytest.param(Convolutions, marks=pytest.mark.slow), Pools, Selections]
+)
 def test_paths_are_those_of_the_callers_function(module):
     function = initialised(module())
     start, end = START.astype(np.float64), END.astype(np.float64)
@@ -135,6 +137,7 @@ class Trained(nnx.Module):
 
 
 @jax.numpy_dtype_promotion("standard")
+@pytest.mark.slow
 def test_nnx_models_and_their_features_are_read():
     model = Trained(nnx.Rngs(0))
     start, end = START.astype(np.float64), END.astype(np.float64)

@@ -10,6 +10,7 @@ from experiments import resnet20_cifar10 as experiment
 from hullgeo import extract_features
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.published,
     pytest.mark.skipif(not os.environ.get("HULLGEO_DATA"), reason="HULLGEO_DATA is unset"),
 ]

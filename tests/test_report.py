@@ -15,6 +15,8 @@ from hullgeo import Membership, Status, sections, telling
 from hullgeo.report import write_report
 from hullgeo.stages import STAGES
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 NAMES = ["cat & dog", "<b>bold</b>", "three"]
 
 

@@ -18,6 +18,8 @@ from hullgeo import stages_boundaries as stages
 from hullgeo.staging import Inputs, apply_padded, join
 from hullgeo.telling import Figure
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 RNG = np.random.default_rng(0)
 NAMES = ["cat", "dog", "bird"]
 

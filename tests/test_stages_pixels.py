@@ -9,6 +9,8 @@ import hullgeo
 from hullgeo import Status, sections_pixels, stages_pixels
 from hullgeo.staging import Inputs, in_blocks
 
+pytestmark = pytest.mark.slow  # minutes of compiling
+
 NAMES = ["cat", "dog", "bird"]
 COUNT = 12
 
