@@ -38,6 +38,7 @@ def plain_types():
     jaxtyping_config.update("jaxtyping_disable", False)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests that share compiled programs run in one process (`--dist loadgroup`)."""
     for item in items:

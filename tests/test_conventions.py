@@ -101,7 +101,9 @@ def class_projections(rng: np.random.Generator, dtype: Any) -> tuple[Rows, Any]:
 
 
 CHEAP = "blended_pairwise"  # compiled faster than the engine
-HULL_FIELDS = ("num_steps", "support", "weights", "gap", "point", "distance_lower_bound")
+HULL_FIELDS = (
+    "num_steps", "support", "weights", "gap", "point", "distance_lower_bound", "interior_radius",
+)  # fmt: skip
 
 CASES: dict[str, Case] = {
     "Classifier": Case(

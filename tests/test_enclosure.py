@@ -29,7 +29,7 @@ def test_scores_are_enclosed(exact, spread):
         )
         assert abs(exactly(value)[index] - truth) <= exactly(error)[index]
     if exact:
-        assert float(error.max()) < 2.0**-51
+        assert float(error.max()) < 2.0**-50
 
 
 @pytest.mark.parametrize("exact", [False, True])
