@@ -14,8 +14,8 @@ What to expect (`--network`, features, test accuracy on all 10,000 images as pub
 - resnet2b, adversarially trained, 100 features, 69.25 %: all 2,000 provably outside, 8.4 %
   (median), 24 % at most; the nearest class hull classifies 70.5 % correctly.
 
-CPU time on AMD EPYC cores: 6 minutes for resnet20, of which the network takes 1.9 ms an image,
-and 2.5 for resnet2b.
+CPU time on AMD EPYC cores without morphs, ties and regions of certain class: 6 minutes for
+resnet20, of which the network takes 1.9 ms an image, and 2.5 for resnet2b.
 """
 
 import argparse

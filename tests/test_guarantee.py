@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 import scipy.optimize
-from jaxtyping import config as jaxtyping_config
 
 from hullgeo import (
     LinearHead,
@@ -20,14 +19,6 @@ def problem(seed, dim=3, num_classes=4, count=60):
     rng = np.random.default_rng(seed)
     head = LinearHead(rng.normal(size=(dim, num_classes)), 0.3 * rng.normal(size=num_classes))
     return head, rng.normal(size=(count, dim)), rng
-
-
-@pytest.fixture
-def plain_types():
-    """Without the runtime shape checks, so that the library's own messages are seen."""
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

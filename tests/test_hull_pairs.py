@@ -7,17 +7,8 @@ import jax
 import numpy as np
 import pytest
 import scipy.spatial
-from jaxtyping import config as jaxtyping_config
 
 from hullgeo import Status, extreme_points, hull_diameter, hull_to_hull
-
-
-@pytest.fixture
-def plain_types():
-    """Without the runtime shape checks, so that the library's own messages are seen."""
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 def daqp_distance(first, second):
