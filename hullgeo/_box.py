@@ -28,7 +28,7 @@ def least_norm(
     lower: Float[Array, "n pixels"],
     upper: Float[Array, "n pixels"],
     *,
-    ridge: float,
+    ridge: float | Float[Array, ""],
     inequality: bool,
     num_steps: int,
 ) -> Float[Array, "n pixels"]:

@@ -1,8 +1,9 @@
 """Gauss-Newton inside a box: phi(x) = t at least change, then towards the start along the manifold.
 
 Each step solves min |x + d - a|^2 with J d = t - phi(x) and x + d in the box (`_box.least_norm`),
-for the Jacobian at x and for a running average of Jacobians, which sees past the kinks of ReLU; the
-best of several step lengths is kept. The anchor a is x itself while the residual is too large (the
+for the Jacobian at x, for a running average of Jacobians, which sees past the kinks of ReLU, and
+twice with damping (Levenberg and Marquardt), which comes nearer to targets that no image in the box
+has; the best of several step lengths is kept. The anchor a is x itself while the residual is too large (the
 shortest step that would repair it), and the start x0 once it is small (the projection of x0 onto
 the linearised solution set: a walk along the null space of J towards the start).
 """
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from hullgeo import _box, _numerics
 from hullgeo._convolution import canonical
 
-_RIDGE = 1e-6
+_RIDGES = (1e-6, 1e-6, 1e-4, 1e-2)  # of the two exact systems, and of two damped ones
 _LENGTHS = tuple(2.0**-k for k in range(10))
 _CHUNK = 16  # rows of the Jacobian computed at once
 _SLACK = 10.0  # growth of the residual allowed to a step along the manifold
@@ -124,15 +125,17 @@ def solve(
         average = jnp.where(first, matrix, (state.average + matrix) / 2)
         anchor = jnp.where(towards[:, None], origin, points)
 
-        def step_of(matrix):
+        def step_of(system):
+            matrix, ridge = system
             back = jnp.einsum("ndp,np->nd", matrix, points - anchor, precision=_numerics.HIGHEST)
             move = _box.least_norm(
                 matrix, error + back, lower - anchor, upper - anchor,
-                ridge=_RIDGE, inequality=False, num_steps=6,
+                ridge=ridge, inequality=False, num_steps=6,
             )  # fmt: skip
             return anchor + move - points
 
-        directions = lax.map(step_of, jnp.stack([matrix, average]))
+        systems = jnp.stack([matrix, average, *([matrix] * (len(_RIDGES) - 2))])
+        directions = lax.map(step_of, (systems, jnp.asarray(_RIDGES, points.dtype)))
         reach = jnp.where(towards, trust, 1)
         trial = points[None, None] + directions[:, None] * (
             lengths[None, :, None, None] * reach[None, None, :, None]

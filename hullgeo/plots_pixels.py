@@ -68,6 +68,7 @@ def morphs(
     theme: Theme,
     *,
     bounds: tuple[float, float] = (0.0, 1.0),
+    rows: Sequence[str] = (),
 ) -> Figure:
     """One row a morph: its frames, their classes, and how far each is from its target features.
 
@@ -78,6 +79,7 @@ def morphs(
       class_names: one a class.
       theme: the inks.
       bounds: smallest and largest pixel value.
+      rows: what each strip is, written at its left; nothing if empty.
 
     Returns:
       a figure; a class in the colour of change differs from the frame before.
@@ -95,6 +97,8 @@ def morphs(
             axes[row][column].set_xlabel(
                 f"{100 * residual[row, column]:.2g}\u00a0%", fontsize=7, color=theme.muted
             )
+    for row, name in enumerate(rows):
+        axes[row][0].set_ylabel(name, fontsize=8, color=theme.muted)
     return figure
 
 

@@ -27,6 +27,7 @@ _DOMAINS = {
     "box": "the training range",
     "hull": "the training hull",
 }
+_IN = {name: where if name == "orthant" else f"in {where}" for name, where in _DOMAINS.items()}
 
 
 def cells(data: Data) -> Section:
@@ -52,13 +53,13 @@ def cells(data: Data) -> Section:
     facets = [found[f"{name}_facet"] for name in table]
     open_pairs = [found[f"{name}_status"] != Status.CONVERGED for name in table]
     drawing = partial(plots_boundaries.adjacency, titles, facets, open_pairs, names)
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, row in table.items():
+        alike.setdefault((row["nonempty"], row["bounded"], row["facets"]), []).append(_IN[name])
     told = "; ".join(
-        f"in {_DOMAINS[name]} {row['nonempty']} of {num_classes} cells have points, "
-        f"{row['bounded']} of them are bounded and {of(row['facets'], total)} pairs meet"
-        if name != "orthant"
-        else f"{_DOMAINS[name]} {row['nonempty']} of {num_classes} cells have points, "
-        f"{row['bounded']} are bounded and {of(row['facets'], total)} pairs meet"
-        for name, row in table.items()
+        f"{' and '.join(places)} {of(nonempty, num_classes)} cells have points, "
+        f"{bounded} of them are bounded and {of(meeting, total)} pairs meet"
+        for (nonempty, bounded, meeting), places in alike.items()
     )
     left = sum(row["undecided"] for row in table.values())
     figure = Figure(

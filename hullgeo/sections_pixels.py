@@ -132,14 +132,15 @@ def inversion(data: Data) -> Section:
         for i in shown
     ]
     low, high = float(found["pixel_distance"].min()), float(found["pixel_distance"].max())
-    worst, closed = float(found["residual"].max()), float(found["gap_closed"].min())
+    worst = float(found["residual"].max())
+    least, most = (percent(round(float(end(found["gap_closed"])), 3)) for end in (np.min, np.max))
     steps = int(found["num_gradients"].max())
     block = Gallery(
         cards,
         f"{count} correctly classified images, from near a boundary to far from one, of which "
         f"{len(shown)} are shown. Each was "
         f"changed in pixels by {low:.2g} to {high:.2g} (Euclidean length, pixels between "
-        f"{bounds[0]:g} and {bounds[1]:g}), which closed at least {percent(closed)} of the logit "
+        f"{bounds[0]:g} and {bounds[1]:g}), which closed {least} to {most} of the logit "
         f"gap between its class and the rival. Change: red brighter, blue darker, full colour at "
         f"{scale:.2g}.",
         f"Evaluated, not proved: a local search of up to {steps} gradients. It matched the "
@@ -156,8 +157,8 @@ def inversion(data: Data) -> Section:
         [block],
         [
             f"Moving {count} images towards their nearest boundary point changed their pixels by "
-            f"{low:.2g} to {high:.2g} and closed at least {percent(closed)} of the logit gap; the "
-            f"point was matched to 0.1 % for {of(matched, count)}."
+            f"{low:.2g} to {high:.2g} and closed {least} to {most} of the logit gap; the point was "
+            f" matched to 0.1 % for {of(matched, count)}."
         ],
         [
             Certificate(
@@ -201,8 +202,8 @@ def flips(data: Data) -> Section:
             Figure(
                 [plots.render(drawing)],
                 "Images, the nearest flips found, and the differences",
-                f"{of(len(flipped), int(right.sum()), 'correctly classified images')} changed "
-                f"class when moved by {low:.3g} to {high:.3g} in pixels (Euclidean length, "
+                f"{sentence(of(len(flipped), int(right.sum()), 'correctly classified images'))} "
+                f"changed class when moved by {low:.3g} to {high:.3g} in pixels (Euclidean length, "
                 f"{np.median(distance[flipped]):.3g} in the median); shown are {len(shown)}, from "
                 f"the nearest to the farthest. Below each flip its difference, amplified by the "
                 f"factor written there.",
@@ -287,44 +288,35 @@ def morphs(data: Data) -> Section:
     changes, blended = (
         (np.diff(found[name], axis=1) != 0).sum(axis=1) for name in ("labels", "blend_labels")
     )
-    shown = min(count, 4)
+    shown = min(count, 3)
+    strips = (
+        np.concatenate([found[f"blend_{name}"][:1], found[name][:shown]])
+        for name in ("images", "labels", "residual")
+    )
     drawing = partial(
-        plots_pixels.morphs, found["images"][:shown], found["labels"][:shown],
-        found["residual"][:shown], names, bounds=bounds,
-    )  # fmt: skip
-    blend = partial(
-        plots_pixels.morphs, found["blend_images"][:1], found["blend_labels"][:1],
-        found["blend_residual"][:1], names, bounds=bounds,
-    )  # fmt: skip
-    blocks = [
-        Figure(
-            [plots.render(drawing)],
-            "Morphs whose features follow a straight line",
-            f"{count} pairs of images of different classes, {frames} frames each. Every frame is "
-            f"the image, near the blend of the two, whose features lie on the straight line "
-            f"between theirs. The class changes {changes.min()} to {changes.max()} times on the "
-            f"way. Above each frame its class, in colour where it changes; below, by how much its "
-            f"features miss the line, relative to their length.",
-            f"Evaluated, not proved: {of(reached, inner.size, 'inner frames')} lie on the line to "
-            f"1 %, the worst misses it by {percent(float(inner.max()))}. What happens between two "
-            f"frames was not examined beyond one change of class.",
-        ),
-        Figure(
-            [plots.render(blend)],
-            "The blend of the first pair",
-            f"The plain blend of the first pair, for comparison. The features of blends leave the "
-            f"line by up to {percent(float(stray.max()))} of their length, and their class "
-            f"changes {blended.min()} to {blended.max()} times.",
-            "Evaluated at the frames alone.",
-        ),
-    ]
+        plots_pixels.morphs, *strips, names, bounds=bounds, rows=["blend", *["morph"] * shown]
+    )
+    figure = Figure(
+        [plots.render(drawing)],
+        "Frames from one image to another: a plain blend, and morphs along a line of features",
+        f"{count} pairs of images of different classes, {frames} frames each. Every frame of a "
+        f"morph is an image near the blend of the two whose features should lie on the straight "
+        f"line between theirs. The class changes {changes.min()} to {changes.max()} times on the "
+        f"way. The first row is the plain blend of the first pair: the features of blends leave "
+        f"the line by up to {percent(float(stray.max()))} of their length, and their class changes "
+        f"{blended.min()} to {blended.max()} times. Above each frame its class, in colour where "
+        f"it changes; below, by how much its features miss the line, relative to their length.",
+        f"Evaluated, not proved: {of(reached, inner.size, 'inner frames')} of morphs lie on the "
+        f"line to 1 %, the worst misses it by {percent(float(inner.max()))}. What happens between "
+        f"two frames was not examined beyond one change of class.",
+    )
     return Section(
         "morphs",
         "Morphs",
         title,
         "What lies between two images for the network? A line in feature space, taken back to "
         "pixels frame by frame.",
-        blocks,
+        [figure],
         [
             f"{of(reached, inner.size, 'frames')} of morphs follow the line between two images' "
             f"features to 1 %; the frames of plain blends leave it by up to "

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 import quadprog
+import scipy.optimize
 from jax.tree_util import Partial
 
 from hullgeo import Status, invert_features
@@ -53,6 +54,17 @@ def test_an_unreachable_target_ends_at_the_bounds_with_a_status():
     assert (result.status != Status.CONVERGED).all()
     assert (result.active > 0).all()
     assert ((result.image >= 0) & (result.image <= 1)).all()
+
+
+def test_a_target_that_no_image_has_is_missed_by_as_little_as_possible():
+    features, images, target = problem(np.float64, dim=5)
+    beyond = target + 6 * (target - np.asarray(features(images)))
+    found = invert_features(features, beyond, images)
+    for row, goal in enumerate(beyond):
+        best = scipy.optimize.lsq_linear(features.args[0].T, goal, (0, 1))
+        least = np.sqrt(2 * best.cost) / np.linalg.norm(goal)
+        assert least > 0.01
+        assert found.residual[row] < 1.001 * least
 
 
 def test_a_nan_row_leaves_the_others_right():
