@@ -314,13 +314,14 @@ def project_on_host(
             kept = np.where(np.arange(len(padded)) < len(rows), ids[padded], -1)
             pool.append(_Left(_gather(batch, jnp.asarray(padded.astype(np.int32))), kept))
 
-    group = lanes // 4  # small batches are not left before their last query is done
+    # One batch alone is not left before its last query is done: a smaller one would be compiled.
+    group = lanes // 4 if number > lanes else 0
     for first in range(0, number, lanes):
         ids = np.arange(first, min(first + lanes, number))
         block = _block((queries, start), first, lanes)
         ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
         advance(_start(oracle, *block, slots=slots), ids, fresh=start is None, leave=group)
-        if len(pool) * group >= lanes:
+        if pool and len(pool) * group >= lanes:
             joined = _join([left.lanes for left in pool])
             joined_ids = np.concatenate([left.ids for left in pool])
             pool.clear()

@@ -36,13 +36,3 @@ def plain_types():
     jaxtyping_config.update("jaxtyping_disable", True)
     yield
     jaxtyping_config.update("jaxtyping_disable", False)
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Tests that share compiled programs run in one process (`--dist loadgroup`)."""
-    for item in items:
-        group = item.path.stem
-        if group == "test_conventions" and hasattr(item, "callspec"):
-            group += ":" + str(item.callspec.params.get("name"))
-        item.add_marker(pytest.mark.xdist_group(group))
