@@ -67,13 +67,3 @@ def test_training_is_the_same_every_time():
     images, labels = data.load("digits", "train")
     one, other = (digits.train(images[:128], labels[:128], epochs=1, seed=3) for _ in range(2))
     np.testing.assert_array_equal(one.head.kernel[...], other.head.kernel[...])
-
-
-@pytest.mark.slow
-def test_the_main_job(tmp_path, capsys):
-    result = digits.main(["--out", str(tmp_path)])
-    assert result.summary["accuracy"]["test_accuracy"] >= 0.97
-    assert result.report == tmp_path / "report.html"
-    assert str(result.report) in capsys.readouterr().out
-    hull = result.summary["hull"]
-    assert hull["num_undecided"] == 0
