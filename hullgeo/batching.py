@@ -22,7 +22,7 @@ from hullgeo.parallel import split_over_devices
 from hullgeo.result import HullProjection, Status
 
 _ROW_BYTES = 2**23  # float32 rows of a batch's slots: they should stay in cache
-_LANES = (1, 8, 32, 128)
+_LANES = (1, 8, 16, 32, 128)
 
 
 def default_slots(num_vertices: int, dim: int) -> int:

@@ -31,7 +31,8 @@ from jaxtyping import Array, Bool, Float, Int
 from hullgeo import _check, _numerics
 
 _U32 = 2.0**-24
-_SLICES = 128  # slices of a chunk at most: its scores stay in cache, the code stays short
+_CHUNK_BYTES = 2**20  # rows of a chunk: they are copied before they are multiplied
+_SLICES = (8, 128)  # slices of a chunk: few enough for scores in cache and short code
 _STRIDE = 8  # the sample holds every eighth vertex
 _SMALLEST_SAMPLED = 1024
 
@@ -274,21 +275,23 @@ def flushed(array: Array, exponent: Array) -> Array:
     return array.shape[-1] ** 0.5 * bound
 
 
-def _plan(num_rows: int, classes: int) -> tuple[int, int]:
+def _plan(num_rows: int, dim: int, classes: int) -> tuple[int, int]:
     """Chunks, and slices of a chunk: padded rows = chunks * slices * classes, little padding."""
-    chunks = max(1, -(-num_rows // (_SLICES * classes)))
+    least, most = _SLICES
+    most = min(most, max(least, _CHUNK_BYTES // (4 * dim * classes)))
+    chunks = max(1, -(-num_rows // (most * classes)))
     return chunks, -(-num_rows // (chunks * classes))
 
 
 def _pad(rows: Array, classes: int) -> Array:
-    chunks, slices = _plan(rows.shape[0], classes)
+    chunks, slices = _plan(*rows.shape, classes)
     return jnp.pad(rows, ((0, chunks * slices * classes - rows.shape[0]), (0, 0)))
 
 
 def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: Array) -> Screened:
     """Scores as `(rows, lanes)`, so that minima over rows are elementwise between slices."""
     lanes, dim = direction.shape
-    chunks, slices = _plan(num_rows, classes)
+    chunks, slices = _plan(num_rows, dim, classes)
     size = slices * classes
     columns = direction.T
     slots = masked.T
