@@ -41,7 +41,7 @@ def flips(
     Returns:
       a figure; each difference is amplified to the full range, its factor written below.
     """
-    figure, axes = _grid(3, len(images), theme)
+    figure, axes, size = _grid(3, len(images), theme)
     for column, change in enumerate(flipped.astype(np.float64) - images):
         largest = float(np.abs(change).max())
         factor = (bounds[1] - bounds[0]) / 2 / largest if largest > 0 else 1.0
@@ -49,14 +49,14 @@ def flips(
         _show(axes[0][column], images[column], bounds)
         _show(axes[1][column], flipped[column], bounds)
         _show(axes[2][column], middle + factor * change, bounds)
-        axes[0][column].set_title(class_names[label[column]], fontsize=8, color=theme.ink)
+        axes[0][column].set_title(class_names[label[column]], fontsize=size, color=theme.ink)
         found = np.isfinite(distance[column])
         title = class_names[rival[column]] if found else "no flip found"
-        axes[1][column].set_title(title, fontsize=8, color=theme.wrong)
+        axes[1][column].set_title(title, fontsize=size, color=theme.wrong)
         below = f"{distance[column]:.3g}\n\u00d7{factor:.3g}" if found else ""
-        axes[2][column].set_xlabel(below, fontsize=8, color=theme.muted)
+        axes[2][column].set_xlabel(below, fontsize=size, color=theme.muted)
     for row, name in enumerate(("image", "nearest flip", "difference")):
-        axes[row][0].set_ylabel(name, fontsize=8, color=theme.muted)
+        axes[row][0].set_ylabel(name, fontsize=size, color=theme.muted)
     return figure
 
 
@@ -84,21 +84,21 @@ def morphs(
     Returns:
       a figure; a class in the colour of change differs from the frame before.
     """
-    figure, axes = _grid(strips.shape[0], strips.shape[1], theme)
+    figure, axes, size = _grid(strips.shape[0], strips.shape[1], theme)
     for row, frames in enumerate(strips):
         for column, frame in enumerate(frames):
             _show(axes[row][column], frame, bounds)
             changed = column > 0 and labels[row, column] != labels[row, column - 1]
             axes[row][column].set_title(
                 class_names[labels[row, column]],
-                fontsize=8,
+                fontsize=size,
                 color=theme.wrong if changed else theme.ink,
             )
             axes[row][column].set_xlabel(
-                f"{100 * residual[row, column]:.2g}\u00a0%", fontsize=7, color=theme.muted
+                f"{100 * residual[row, column]:.2g}\u00a0%", fontsize=size, color=theme.muted
             )
     for row, name in enumerate(rows):
-        axes[row][0].set_ylabel(name, fontsize=8, color=theme.muted)
+        axes[row][0].set_ylabel(name, fontsize=size, color=theme.muted)
     return figure
 
 
@@ -124,14 +124,14 @@ def inversions(
     Returns:
       a figure.
     """
-    figure, axes = _grid(2, len(before), theme)
+    figure, axes, size = _grid(2, len(before), theme)
     for column in range(len(before)):
         _show(axes[0][column], before[column], bounds)
         _show(axes[1][column], after[column], bounds)
         text = f"{pixel_distance[column]:.3g}\n{100 * residual[column]:.2g}\u00a0%"
-        axes[1][column].set_xlabel(text, fontsize=8, color=theme.muted)
-    axes[0][0].set_ylabel("before", fontsize=8, color=theme.muted)
-    axes[1][0].set_ylabel("after", fontsize=8, color=theme.muted)
+        axes[1][column].set_xlabel(text, fontsize=size, color=theme.muted)
+    axes[0][0].set_ylabel("before", fontsize=size, color=theme.muted)
+    axes[1][0].set_ylabel("after", fontsize=size, color=theme.muted)
     return figure
 
 
@@ -161,19 +161,19 @@ def ties(
     Returns:
       a figure.
     """
-    figure, axes = _grid(len(before), after.shape[1] + 1, theme)
+    figure, axes, size = _grid(len(before), after.shape[1] + 1, theme)
     for row, image in enumerate(before):
         names = [class_names[index] for index in classes[row]]
         _show(axes[row][0], image, bounds)
-        axes[row][0].set_title(names[0], fontsize=8, color=theme.ink)
+        axes[row][0].set_title(names[0], fontsize=size, color=theme.ink)
         for column, moved in enumerate(after[row]):
             cell = axes[row][column + 1]
             _show(cell, moved, bounds)
-            cell.set_title(f"= {names[column + 1]}", fontsize=8, color=theme.wrong)
+            cell.set_title(f"= {names[column + 1]}", fontsize=size, color=theme.wrong)
             reached = tied[row, column]
             cell.set_xlabel(
                 f"{distance[row, column]:.3g}" if reached else "not reached",
-                fontsize=8,
+                fontsize=size,
                 color=theme.muted,
             )
     return figure
@@ -208,7 +208,8 @@ def robustness(distances: Sequence[np.ndarray], names: Sequence[str], theme: The
     return figure
 
 
-def _grid(rows: int, columns: int, theme: Theme) -> tuple[Figure, np.ndarray]:
+def _grid(rows: int, columns: int, theme: Theme) -> tuple[Figure, np.ndarray, float]:
+    """Cells for pictures, and a size of text that stays legible where many columns are shrunk."""
     figure = Figure(figsize=(_CELL * columns + 0.3, _CELL * rows + 0.5), layout="constrained")
     figure.patch.set_alpha(0.0)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -217,7 +218,7 @@ def _grid(rows: int, columns: int, theme: Theme) -> tuple[Figure, np.ndarray]:
         cell.set_yticks([])
         for spine in cell.spines.values():
             spine.set_color(theme.grid)
-    return figure, axes
+    return figure, axes, min(12, max(8, 1.6 * columns))
 
 
 def _show(axes: Axes, image: np.ndarray, bounds: tuple[float, float]) -> None:

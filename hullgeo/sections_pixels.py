@@ -140,7 +140,7 @@ def inversion(data: Data) -> Section:
         f"{count} correctly classified images, from near a boundary to far from one, of which "
         f"{len(shown)} are shown. Each was "
         f"changed in pixels by {low:.2g} to {high:.2g} (Euclidean length, pixels between "
-        f"{bounds[0]:g} and {bounds[1]:g}), which closed {least} to {most} of the logit "
+        f"{bounds[0]:g} and {bounds[1]:g}), which closed between {least} and {most} of the logit "
         f"gap between its class and the rival. Change: red brighter, blue darker, full colour at "
         f"{scale:.2g}.",
         f"Evaluated, not proved: a local search of up to {steps} gradients. It matched the "
@@ -157,8 +157,8 @@ def inversion(data: Data) -> Section:
         [block],
         [
             f"Moving {count} images towards their nearest boundary point changed their pixels by "
-            f"{low:.2g} to {high:.2g} and closed {least} to {most} of the logit gap; the point was "
-            f" matched to 0.1 % for {of(matched, count)}."
+            f"{low:.2g} to {high:.2g} and closed between {least} and {most} of the logit gap; the "
+            f"point was matched to 0.1 % for {of(matched, count)}."
         ],
         [
             Certificate(
