@@ -284,8 +284,9 @@ def _plan(num_rows: int, dim: int, classes: int) -> tuple[int, int]:
 
 
 def _pad(rows: Array, classes: int) -> Array:
-    chunks, slices = _plan(*rows.shape, classes)
-    return jnp.pad(rows, ((0, chunks * slices * classes - rows.shape[0]), (0, 0)))
+    num_rows, dim = rows.shape
+    chunks, slices = _plan(num_rows, dim, classes)
+    return jnp.pad(rows, ((0, chunks * slices * classes - num_rows), (0, 0)))
 
 
 def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: Array) -> Screened:
