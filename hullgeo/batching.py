@@ -321,7 +321,7 @@ def project_on_host(
         block = _block((queries, start), first, lanes)
         ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
         advance(_start(oracle, *block, slots=slots), ids, fresh=start is None, leave=group)
-        if pool and len(pool) * group >= lanes:
+        if len(pool) * group >= lanes:
             joined = _join([left.lanes for left in pool])
             joined_ids = np.concatenate([left.ids for left in pool])
             pool.clear()
