@@ -32,9 +32,11 @@ from hullgeo.oracle import Oracle, power_of_two
 _U32 = 2.0**-24
 _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
-_STALLS = 3  # passes in a row without progress after which naming ends
+# Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
+# rounding. In float64 a badly conditioned basis may recover late.
+_STALLS = (2, 20)
 _NEAR_HULL = 2.0**-17  # |x| / R below which float32 names nothing useful
-_ON_HULL = 2.0**-45  # the same for float64: the query is inside, or nobody can tell
+_ON_HULL = 2.0**-42  # the same for float64: the query is inside, or nobody can tell
 
 
 def num_candidates(num_vertices: int) -> int:
@@ -120,6 +122,8 @@ def widen(oracle: Oracle, lanes: Lanes, slots: int) -> Lanes:
     rows = bracket.rows_of(oracle, lanes.query, index)
     return lanes._replace(
         active=active_set.from_rows(index, used, rows, lanes.constant),
+        square=jnp.maximum(lanes.square, jnp.inf),
+        stalls=0 * lanes.stalls,
         idle=lanes.idle & False,
         code=jnp.where(live, ACTIVE, lanes.code).astype(jnp.int32),
     )
@@ -230,8 +234,8 @@ def _step(
         screened = jnp.where(sampling, -jnp.inf, screened)
 
     wide_square = jnp.where(started, square.astype(jnp.float64), jnp.inf)
-    stalled = wide_square > (1 - 2.0**-20) * lanes.square
-    stalls = jnp.where(stalled, lanes.stalls + 1, 0)
+    stalled = wide_square > (1 - (2.0**-50 if exact else 2.0**-20)) * lanes.square
+    cycling = stalled & (lanes.stalls >= _STALLS[exact])
     lower, upper = lanes.lower, lanes.upper
     if exact:
         held = lanes._replace(active=active)
@@ -244,7 +248,7 @@ def _step(
         upper = bracket.upper_bound(oracle, lanes, exact_point, off)
         upper = jnp.where(started, upper, jnp.inf)
         ended = bracket.has_converged(oracle, tolerances, upper, lower)
-        hopeless = size < _ON_HULL
+        hopeless = (size < _ON_HULL) | cycling
         banded = started  # vertices inside the band are always welcome
     else:
         least = jnp.minimum(
@@ -260,8 +264,7 @@ def _step(
         if sampling is not None:
             banded = banded & ~sampling
         ended = (near & ~banded) | (tolerances.verdict & (least > margin))
-        # Rounding may let the basis change for ever.
-        hopeless = (size < _NEAR_HULL) | (stalled & lanes.idle) | (stalls >= _STALLS)
+        hopeless = (size < _NEAR_HULL) | (stalled & lanes.idle) | cycling
     live = (lanes.code == ACTIVE) & (lanes.steps < tolerances.max_steps)
     ended = live & started & ended
     hopeless = live & ~ended & started & hopeless
@@ -291,6 +294,7 @@ def _step(
     # Twice without a change of the basis: once may have moved the weights, which the next pass
     # sees. A vertex admitted only because it is inside the band is progress too.
     idle = (sweeps == 0) & ~(jnp.any(admitted, axis=1) & banded)
+    stalls = jnp.where(stalled, lanes.stalls + jnp.minimum(sweeps, 1), 0)
     stuck = hopeless | (going & idle & lanes.idle)
     code = jnp.where(stuck, jnp.where(overflow & ~hopeless, FULL, STUCK), lanes.code)
     code = jnp.where(ended, ENDED, code)

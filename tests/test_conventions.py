@@ -171,7 +171,7 @@ CASES: dict[str, Case] = {
             network.features, *rows, **options
         ),
         options=({"max_steps": 20}, {"max_steps": 10, "rtol": 1e-2}),
-        rtol=(1e-3, 1e-8),
+        rtol=(5e-3, 1e-8),  # the residual that was asked for may be undercut in different steps
         wide=False,
     ),
     "membership": Case(
