@@ -327,7 +327,7 @@ def plane(
     """The exact class cells on a plane through three images, and the images near it."""
     figure, axes = _new(4.9, 4.9)
     palette = class_colors(len(names))
-    (left, bottom), (right, top) = data["view"]
+    (left, bottom), (right, _) = data["view"]
     pieces = np.split(data["polygon_vertices"], data["polygon_starts"][1:-1])
     faces = [colors.to_rgba(palette[label], 0.3) for label in data["polygon_classes"]]
     axes.add_collection(
@@ -363,32 +363,47 @@ def plane(
     for anchor, corner, image in zip(
         data["anchors"], data["corners"], data["anchor_images"], strict=True
     ):
-        label = predicted[anchor]
+        color = palette[predicted[anchor]]
         axes.add_patch(
             Circle(tuple(corner), float(radius[anchor]), fill=False, linewidth=1.3,
-                   edgecolor=palette[label], linestyle=(0, (3, 2)), zorder=4)
+                   edgecolor=color, linestyle=(0, (3, 2)), zorder=4)
         )  # fmt: skip
-        zoom = 34.0 / max(image.shape[:2])
-        box = AnnotationBbox(
-            OffsetImage(_as_rgb(image, bounds), zoom=zoom, interpolation="nearest"),
-            tuple(corner), frameon=True, pad=0.15,
-            bboxprops={"edgecolor": palette[label], "linewidth": 1.8, "facecolor": theme.paper},
-        )  # fmt: skip
-        box.set_zorder(5)
-        axes.add_artist(box)
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
-    axes.set_aspect("equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+        pin_image(axes, image, corner, color, bounds, theme)
+    only_the_view(axes, data["view"])
     bar = _round_length(0.25 * span)
     corner = np.array([left + 0.03 * span, bottom + 0.035 * span])
     axes.plot([corner[0], corner[0] + bar], [corner[1]] * 2, color=theme.ink, linewidth=2.2)
     axes.text(corner[0], corner[1] + 0.012 * span, f"{bar:g} feature units", fontsize=9,
               va="bottom", path_effects=halo)  # fmt: skip
     return figure
+
+
+def pin_image(
+    axes: Axes,
+    image: np.ndarray,
+    where: np.ndarray,
+    color: str,
+    bounds: tuple[float, float],
+    theme: Theme,
+) -> None:
+    """An image, framed in the colour of its class, at its place on a plane."""
+    zoom = 34.0 / max(image.shape[:2])
+    box = AnnotationBbox(
+        OffsetImage(_as_rgb(image, bounds), zoom=zoom, interpolation="nearest"),
+        tuple(where), frameon=True, pad=0.15,
+        bboxprops={"edgecolor": color, "linewidth": 1.8, "facecolor": theme.paper},
+    )  # fmt: skip
+    box.set_zorder(5)
+    axes.add_artist(box)
+
+
+def only_the_view(axes: Axes, view: np.ndarray) -> None:
+    """A square without ticks and spines."""
+    (left, bottom), (right, top) = view
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
 
 
 def _round_length(length: float) -> float:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+import scipy.ndimage
+from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
-from hullgeo.plots import Theme
+from hullgeo.plots import Theme, class_colors, only_the_view, pin_image
 
 _CELL = 1.05  # inches per picture
 
@@ -205,6 +208,62 @@ def robustness(distances: Sequence[np.ndarray], names: Sequence[str], theme: The
     axes.set_xlim(left=0)
     axes.grid(color=theme.grid)
     axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8)
+    return figure
+
+
+def plane(
+    data: dict[str, np.ndarray],
+    images: np.ndarray,
+    class_names: Sequence[str],
+    theme: Theme,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Figure:
+    """Classes on a plane through three images, pale where pixels would leave their bounds.
+
+    Args:
+      data: `classes` and `within`, `(rows, columns)` over the square `view`, `(2, 2)`; the
+        coordinates of the images, `corners`, `(3, 2)`, and their classes, `corner_classes`.
+      images: the three, `(3, height, width, channels)`.
+      class_names: one a class.
+      theme: the inks.
+      bounds: smallest and largest pixel value.
+
+    Returns:
+      a figure.
+    """
+    figure = Figure(figsize=(4.9, 4.9), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    axes = figure.add_subplot()
+    palette = class_colors(len(class_names))
+    classes, within = data["classes"], data["within"]
+    (left, bottom), (right, top) = view = data["view"]
+    faces = np.array([colors.to_rgb(color) for color in palette])[classes]
+    faces = np.concatenate([faces, np.where(within, 0.45, 0.12)[..., None]], axis=-1)
+    half = (right - left) / (len(classes) - 1) / 2  # the grid reaches from border to border
+    extent = (left - half, right + half, bottom - half, top + half)
+    axes.imshow(faces, origin="lower", extent=extent, interpolation="nearest")
+    ticks = [np.linspace(low, high, size) for (low, high), size in zip(view.T, classes.shape[::-1],
+                                                                       strict=True)]  # fmt: skip
+    halo = [withStroke(linewidth=3, foreground=theme.paper)]
+    free = within.copy()
+    reach = 0.08 * (right - left)  # of a pinned image
+    for corner in data["corners"]:
+        near = [np.abs(axis - place) < reach for axis, place in zip(ticks, corner, strict=True)]
+        free &= ~(near[1][:, None] & near[0][None])
+    for label in np.unique(classes):
+        axes.contour(*ticks, classes == label, levels=[0.5], colors=[theme.ink], linewidths=0.7)
+        depth = scipy.ndimage.distance_transform_edt(np.pad((classes == label) & free, 1))
+        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        if depth.max() > 0.03 * len(classes):
+            axes.text(
+                ticks[0][column - 1], ticks[1][row - 1], str(class_names[label]), ha="center",
+                va="center", fontsize=15, fontweight="bold", color=palette[label],
+                path_effects=halo, zorder=4,
+            )  # fmt: skip
+    for image, corner, label in zip(images, data["corners"], data["corner_classes"], strict=True):
+        pin_image(axes, image, corner, palette[label], bounds, theme)
+    only_the_view(axes, view)
     return figure
 
 

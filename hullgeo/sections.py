@@ -13,7 +13,7 @@ from hullgeo import _plane, plots
 from hullgeo.plots import percent
 from hullgeo.result import Membership, Status
 from hullgeo.sections_boundaries import BOUNDARY_SECTIONS
-from hullgeo.sections_pixels import flips, gallery, inversion, morphs, ties
+from hullgeo.sections_pixels import flips, gallery, inversion, morphs, pixel_plane, ties
 from hullgeo.telling import (
     UNIT,
     Certificate,
@@ -111,13 +111,15 @@ def plane(data: Data) -> Section:
         "certain, the place is a projection; a dot on another colour lies off the plane, in its "
         "own cell.",
     )
+    beside = [pixel_plane(data)] if "pixel_plane" in data else []
     return Section(
         "plane",
         "Plane",
         "A look into the feature space",
         "The network turns an image into a point. Its last layer cuts the space of these points "
-        "into convex cells, one per class. This is a flat cut through three images.",
-        [figure],
+        "into convex cells, one per class. This is a flat cut through three images"
+        + (", beside the plane of the same three in pixels." if beside else "."),
+        [figure, *beside],
         summary={"anchors": found["anchors"].tolist(), "classes_in_view": cells},
     )
 

@@ -16,6 +16,7 @@ from hullgeo.telling import (
     Figure,
     Gallery,
     Section,
+    listed,
     median,
     of,
     sentence,
@@ -98,6 +99,31 @@ def _image_card(
         [where, f"boundary {near}", f"rival “{names[data['boundary']['test_rival'][row]]}”"],
         plots.class_colors(len(names))[guess],
         bool(guess != true),
+    )
+
+
+def pixel_plane(data: Data) -> Figure:
+    """The plane of pixels through the three images, to stand beside that of their features."""
+    found, names = data["pixel_plane"], data["about"]["class_names"]
+    classes, within, bounds = found["classes"], found["within"], data["about"]["options"]["bounds"]
+    counts = np.bincount(classes[within], minlength=len(names))
+    order = [label for label in np.argsort(-counts, kind="stable") if counts[label]]
+    shares = ", ".join(f"“{names[label]}” {percent(counts[label] / max(within.sum(), 1), 2)}"
+                       for label in order)  # fmt: skip
+    outside = [names[label] for label in np.unique(classes) if not counts[label]]
+    beyond = f" Only where it is pale: {listed(outside)}." if outside else ""
+    drawing = partial(plots_pixels.plane, found, data["plane"]["anchor_images"], names,
+                      bounds=bounds)  # fmt: skip
+    return Figure(
+        [plots.render(drawing)],
+        "Classes on the plane of pixels through the same three images",
+        "The plane through the same three images themselves, in pixels: every point is a mixture "
+        "of the three. Where no pixel leaves its bounds (full colour), the classes take: "
+        f"{shares}.{beyond} The network bends this plane into a curved surface of the feature "
+        "space: borders are curved here, and the classes are not those of the flat cut.",
+        f"A picture, no proof: the network was evaluated at {int(found['num_evaluations']):,} of "
+        f"{classes.size:,} points of a grid, densely along the borders. Every square without a "
+        "border was probed at its corners and its centre, which agree.",
     )
 
 

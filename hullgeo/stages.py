@@ -13,7 +13,7 @@ from hullgeo.head import boundary_distance
 from hullgeo.hull import membership, project_to_hull
 from hullgeo.oracle import prepare_hull
 from hullgeo.stages_boundaries import BOUNDARY_STAGES
-from hullgeo.stages_pixels import flips, gallery, inversion, morphs, ties
+from hullgeo.stages_pixels import flips, gallery, inversion, morphs, pixel_plane, ties
 from hullgeo.staging import Inputs, Stage, Values, head_of, in_blocks
 
 _HULL_ROWS = 512
@@ -273,4 +273,5 @@ STAGES = (
         ("num_ties", "bounds"),
     ),
     Stage("plane", plane, ("head", "test", "features", "accuracy", "boundary")),
+    Stage("pixel_plane", pixel_plane, ("network", "test", "accuracy", "plane"), ("bounds",)),
 )

@@ -7,6 +7,7 @@ from hullgeo.flip import nearest_flip
 from hullgeo.inversion import invert_features
 from hullgeo.morph import morph
 from hullgeo.nearest import nearest_boundary_point
+from hullgeo.plane import plane_classes
 from hullgeo.result import Membership
 from hullgeo.staging import Inputs, Values, head_of
 
@@ -16,6 +17,7 @@ _FEW = 10  # likewise for what needs Jacobians
 _MOST_TIED = 4  # classes
 _FRAMES = 9
 _STEPS = 40  # of Gauss-Newton, for each of them
+_MARGIN = 0.15  # around the three images of a plane, in units of their extent
 
 
 def gallery(inputs: Inputs) -> Values:
@@ -158,6 +160,34 @@ def ties(inputs: Inputs) -> Values:
 
     found = inputs.chunks(search, np.arange(len(rows)), _FEW)
     return {"rows": rows, "before": images[rows], "classes": order, **found}
+
+
+def pixel_plane(inputs: Inputs) -> Values:
+    """Classes on the plane of pixels through the three images of the plane of features.
+
+    `within` says at which points of the grid all pixels keep their bounds.
+    """
+    anchors = inputs.data["plane"]["anchors"]
+    images = inputs.data["test"]["images"][anchors]
+    lower, upper = inputs.options["bounds"]
+    found = plane_classes(inputs.data["network"]["classifier"], images, margin=_MARGIN)
+    across, up = np.linspace(*found.view, len(found.classes)).T
+    axes = found.axes.reshape(2, -1)
+    column = found.origin.reshape(1, -1) + across[:, None] * axes[:1]
+    slack = 1e-6 * (upper - lower)  # the images themselves may be off by rounding
+    rows = [column + height * axes[1:] for height in up]
+    within = [((row >= lower - slack) & (row <= upper + slack)).all(axis=1) for row in rows]
+    return {
+        "corners": found.corners,
+        "corner_classes": inputs.data["accuracy"]["test_predicted"][
+            inputs.data["plane"]["anchors"]
+        ],
+        "view": found.view,
+        "classes": found.classes.astype(np.int16),
+        "within": np.stack(within),
+        "num_evaluations": found.num_evaluations,
+        "status": found.status,
+    }
 
 
 def _from_easy_to_hard(inputs: Inputs, count: int) -> np.ndarray:

@@ -23,6 +23,16 @@ CASES = {
         IMAGES, np.stack([IMAGES, IMAGES], axis=1), np.tile(np.arange(3), (3, 1)),
         np.full((3, 2), 0.5), np.array([[True, False]] * 3), NAMES, theme,
     ),
+    "plane": lambda theme: plots_pixels.plane(
+        {
+            "classes": np.repeat(np.arange(3), 11)[:, None] + np.zeros((33, 33), int),
+            "within": np.tri(33, dtype=bool),
+            "view": np.array([[0.0, 0.0], [2.0, 2.0]]),
+            "corners": np.array([[0.5, 0.5], [1.5, 0.5], [1.0, 1.5]]),
+            "corner_classes": np.array([0, 0, 2]),
+        },
+        IMAGES, NAMES, theme,
+    ),
     "robustness": lambda theme: plots_pixels.robustness(
         [np.array([0.1, 0.2, np.inf]), np.array([0.05, 0.2, 0.3])], ["100", "300"], theme
     ),
@@ -41,3 +51,13 @@ def test_the_robustness_curve_counts_images():
     lines = figure.axes[0].get_lines()
     np.testing.assert_allclose(lines[0].get_ydata(), [1, 2 / 3, 1 / 3])
     np.testing.assert_allclose(lines[1].get_xdata(), [0, 0.05, 0.2, 0.3])
+
+
+def test_the_plane_is_drawn_where_its_classes_are():
+    axes = CASES["plane"](plots.LIGHT).axes[0]
+    assert {text.get_text() for text in axes.texts} == set(NAMES)
+    drawn = axes.get_images()[0]
+    assert drawn.origin == "lower"
+    np.testing.assert_allclose(drawn.get_extent(), [-1 / 32, 2 + 1 / 32, -1 / 32, 2 + 1 / 32])
+    height = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert height["a"] < 2 / 3 < height["b"] < 4 / 3 < height["c"]

@@ -154,6 +154,26 @@ def test_ties_of_more_classes_are_farther(data):
     assert section.certificates[0].open == "6"
 
 
+def test_the_plane_of_pixels_is_the_networks(data):
+    anchors = np.array([0, 5, 9])
+    data = data | {"plane": {"anchors": anchors, "anchor_images": data["test"]["images"][anchors]}}
+    found = stages_pixels.pixel_plane(inputs(data))
+    images = data["test"]["images"][anchors].astype(np.float64)
+    (first, second), size = found["view"], len(found["classes"])
+    places = np.linspace(first, second, size)  # (x, y) of columns and rows
+    weights = np.linalg.inv(np.column_stack([found["corners"], np.ones(3)]))
+    for row, column in ((0, 0), (70, 180), (size // 2, size // 2), (size - 1, 3)):
+        mixture = np.array([places[column, 0], places[row, 1], 1]) @ weights
+        image = np.einsum("i,i...->...", mixture, images)
+        logits = np.asarray(data["network"]["classifier"](image[None].astype(np.float32)))[0]
+        assert logits.max() - logits[found["classes"][row, column]] <= 1e-4
+        assert found["within"][row, column] == (image.min() >= 0 and image.max() <= 1)
+    figure = sections_pixels.pixel_plane(about(data, pixel_plane=found))
+    share = np.mean(found["classes"][found["within"]] == found["corner_classes"][0])
+    assert f"“{NAMES[found['corner_classes'][0]]}” {100 * share:.2g}" in figure.seen
+    assert f"{int(found['num_evaluations']):,} of {size**2:,} points" in figure.certain
+
+
 @pytest.mark.parametrize("name", ["flips", "inversion", "morphs", "ties"])
 def test_nothing_asked_for_is_told(data, name):
     counts = dict.fromkeys(("num_flips", "num_inversions", "num_morphs", "num_ties"), 0)
