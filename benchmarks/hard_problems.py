@@ -46,11 +46,16 @@ TYPES = (
 )
 
 
+def program(seed: int) -> int:
+    """Seeds with the same number have the same shape and types."""
+    return seed % (len(SHAPES) * len(TYPES))
+
+
 def make(kind: str, seed: int, batch: int) -> Batch:
     """The batch of a kind that belongs to a seed: always the same one."""
     rng = np.random.default_rng([seed, *kind.encode()])
-    shape = SHAPES[seed % len(SHAPES)]
-    types = TYPES[seed // len(SHAPES) % len(TYPES)]
+    shape = SHAPES[program(seed) % len(SHAPES)]
+    types = TYPES[program(seed) // len(SHAPES)]
     vertices, queries, weights = KINDS[kind](rng, shape, batch, types[0])
     return Batch(kind, vertices.astype(types[0]), queries.astype(types[1]), weights)
 

@@ -259,7 +259,7 @@ def take_bounds_away() -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """All kinds in turn, batch by batch, until there are enough problems."""
+    """All kinds in turn, in at least so many problems."""
     import jax
 
     import hullgeo
@@ -269,8 +269,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         jax.clear_caches()
     tallies = {kind: Tally() for kind in options.kinds}
     offenders: list[dict[str, Any]] = []
-    start, done, seed = time.perf_counter(), 0, options.seed
-    while done < options.problems:
+    start, done = time.perf_counter(), 0
+    rounds = -(-options.problems // (options.batch * len(options.kinds)))
+    # All problems of one shape and type in turn: a process can hold only so many programs.
+    seeds = sorted(range(options.seed, options.seed + rounds), key=hard_problems.program)
+    for before, seed in zip([seeds[0], *seeds], seeds, strict=False):
+        if hard_problems.program(before) != hard_problems.program(seed):
+            jax.clear_caches()
         for kind in options.kinds:
             batch = hard_problems.make(kind, seed, options.batch)
             answer = hullgeo.project_to_hull(
@@ -287,7 +292,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     place = {"kind": kind, "seed": seed, "row": row}
                     offenders.append(place | one._asdict() | ruling._asdict())
             done += options.batch
-        seed += 1
         if options.progress:
             false = sum(sum(tally.false.values()) for tally in tallies.values())
             print(
