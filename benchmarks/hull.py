@@ -14,7 +14,8 @@ take about a minute each, e, r and p ten; r and p need HULLGEO_DATA (`problems.p
 
 Columns: floors = time over the time of one float32 pricing pass in its best layout; certified = all
 that the caller asked for is proved; widest = widest bracket (upper^2 - lower^2) / upper^2 of the
-same problem answered in float64; both cores = wall time of a fresh process that is not pinned, and
+same problem answered in float64; verdict = time and passes where only inside or outside is asked
+for (`verdict_only`); both cores = wall time of a fresh process that is not pinned, and
 that process' peak memory above its memory before the first call; one = one query alone.
 """
 
@@ -100,7 +101,9 @@ def make_ours(problem: problems.Problem, options: argparse.Namespace) -> Callabl
         hullgeo.project_to_hull, vertices=vertices, variant=options.variant,
         max_steps=options.max_steps,
     )  # fmt: skip
-    return lambda queries, rtol=options.rtol: jax.block_until_ready(project(queries, rtol=rtol))
+    return lambda queries, rtol=options.rtol, **more: jax.block_until_ready(
+        project(queries, rtol=rtol, **more)
+    )
 
 
 def measure_ours(problem: problems.Problem, options: argparse.Namespace) -> dict[str, Any]:
@@ -122,7 +125,12 @@ def measure_ours(problem: problems.Problem, options: argparse.Namespace) -> dict
     width = (upper - lower) * (upper + lower) / np.maximum(upper, 1e-300) ** 2
     status = np.asarray(answer.status)
     count = len(problem.queries)
-    return {
+    verdict = {}
+    if options.variant == "fully_corrective":
+        verdict_only = functools.partial(ours, queries, verdict_only=True)
+        verdict["verdict_passes"] = float(np.mean(verdict_only().num_steps))
+        verdict["verdict_ms"] = 1e3 * median_times(verdict_only, options.repeats)[0] / count
+    return verdict | {
         "cpu_ms": 1e3 * cpu / count,
         "wall_ms": 1e3 * wall / count,
         "compile_s": first - cpu,
@@ -307,6 +315,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "ratio": lambda r: f"**{r['ratio']:.3g}**",
         "floors": lambda r: f"{r['floors']:.3g}",
         "passes": lambda r: f"{r['passes_mean']:.1f} / {r['passes_max']}",
+        "verdict ms": lambda r: f"{r['verdict_ms']:.3g} ({r['verdict_passes']:.1f})",
         "support": lambda r: f"{r['support_mean']:.0f} / {r['support_max']}",
         "certified": lambda r: f"{100 * r['certified']:.4g} %",
         "at 1e-9": lambda r: f"{100 * r['certified_1e-9']:.4g} %",
@@ -330,7 +339,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _daqp(row: dict[str, Any]) -> float:
-    return next(p["median_ms"] for p in row["peers"] if p["name"] == "DAQP" and "median_ms" in p)
+    return {peer["name"]: peer.get("median_ms", np.nan) for peer in row["peers"]}["DAQP"]
 
 
 def versions() -> dict[str, Any]:
