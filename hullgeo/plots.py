@@ -209,12 +209,14 @@ def landscape(
     figure, axes = _new(4.9, 3.9)
     palette = np.array(class_colors(len(names)))
     order = np.random.default_rng(0).permutation(len(hull))  # no class covers the others
+    few = len(hull) <= 3000
     axes.scatter(
-        hull[order], boundary[order], s=14, c=palette[classes[order]], alpha=0.85, linewidths=0
-    )
+        hull[order], boundary[order], s=14 if few else 5, c=palette[classes[order]], alpha=0.85,
+        linewidths=0,
+    )  # fmt: skip
     axes.scatter(
-        hull[~correct], boundary[~correct], s=75, facecolors="none", edgecolors=theme.ink,
-        linewidths=1.1,
+        hull[~correct], boundary[~correct], s=75 if few else 16, facecolors="none",
+        edgecolors=theme.ink, linewidths=1.1 if few else 0.6,
     )  # fmt: skip
     if len(names) <= 12:
         for name, color in zip(names, palette, strict=True):
@@ -252,14 +254,17 @@ def matrix(
     axes.imshow(finite, cmap=ramp, aspect="auto")
     top = np.nanmax(finite) or 1.0
     if mistakes:
-        off = np.where(np.eye(size, dtype=bool) | (finite == 0), np.nan, 1.0)
-        axes.imshow(off, cmap=colors.ListedColormap([theme.wrong]), aspect="auto", alpha=0.75)
+        wrong = np.where(np.eye(size, dtype=bool), 0.0, np.nan_to_num(finite))
+        shade = np.where(wrong > 0, 0.25 + 0.75 * wrong / (wrong.max() or 1.0), 0.0)
+        red = np.broadcast_to(colors.to_rgb(theme.wrong), (*shade.shape, 3))
+        axes.imshow(np.concatenate([red, shade[..., None]], axis=-1), aspect="auto")
     if size <= 12:
         for row, column in np.ndindex(values.shape):
             value = float(values[row, column])
             if np.isfinite(value) and text(value):
+                shaded = shade[row, column] > 0.6 if mistakes and row != column else None
                 dark = (value / top > 0.55) == (theme.paper == LIGHT.paper)
-                dark = dark or (mistakes and row != column)
+                dark = dark if shaded is None else shaded or theme.paper != LIGHT.paper
                 axes.text(
                     column, row, text(value), ha="center", va="center", fontsize=9,
                     color="white" if dark else "#10161d",
