@@ -14,8 +14,10 @@ What to expect (`--network`, features, test accuracy on all 10,000 images as pub
 - resnet2b, adversarially trained, 100 features, 69.25 %: all 2,000 provably outside, 8.4 %
   (median), 24 % at most; the nearest class hull classifies 70.5 % correctly.
 
-CPU time on AMD EPYC cores without morphs, ties and regions of certain class: 6 minutes for
-resnet20, of which the network takes 1.9 ms an image, and 2.5 for resnet2b.
+With `--num-test 10000` all 10,000 are provably outside, 4.1 % (median; 15 % at most) and 8.5 %
+(24 %) of the diameter away, and the nearest class hull classifies 91.8 % and 70.4 % correctly; all
+45 pairs of classes share a facet in every domain, and all 1,013 sets of classes tie somewhere. CPU
+time on AMD EPYC cores: 13 minutes for resnet20, of which the images take four, and 8 for resnet2b.
 """
 
 import argparse

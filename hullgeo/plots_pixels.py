@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-import scipy.ndimage
 from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from scipy.ndimage import distance_transform_edt
 
 from hullgeo.plots import Theme, class_colors, only_the_view, pin_image
 
@@ -246,20 +246,24 @@ def plane(
     ticks = [np.linspace(low, high, size) for (low, high), size in zip(view.T, classes.shape[::-1],
                                                                        strict=True)]  # fmt: skip
     halo = [withStroke(linewidth=3, foreground=theme.paper)]
-    free = within.copy()
-    reach = 0.08 * (right - left)  # of a pinned image
+    free = np.ones(classes.shape, bool)
+    reach = 0.07 * (right - left)  # of a pinned image
     for corner in data["corners"]:
         near = [np.abs(axis - place) < reach for axis, place in zip(ticks, corner, strict=True)]
         free &= ~(near[1][:, None] & near[0][None])
     for label in np.unique(classes):
         axes.contour(*ticks, classes == label, levels=[0.5], colors=[theme.ink], linewidths=0.7)
-        depth = scipy.ndimage.distance_transform_edt(np.pad((classes == label) & free, 1))
-        row, column = np.unravel_index(depth.argmax(), depth.shape)
-        if depth.max() > 0.03 * len(classes):
+        name = str(class_names[label])
+        half = np.array([0.035, 0.022 * len(name) + 0.01]) * len(classes)  # of the text, in cells
+        own = (classes == label) & free
+        # How many times its size a name may have: where pixels keep their bounds, if it fits there.
+        room = [distance_transform_edt(np.pad(place, 1), 1 / half) for place in (own & within, own)]
+        roomy = room[0] if room[0].max() >= 1 else room[1]
+        row, column = np.unravel_index(roomy.argmax(), roomy.shape)
+        if roomy.max() > 0.4:
             axes.text(
-                ticks[0][column - 1], ticks[1][row - 1], str(class_names[label]), ha="center",
-                va="center", fontsize=15, fontweight="bold", color=palette[label],
-                path_effects=halo, zorder=4,
+                ticks[0][column - 1], ticks[1][row - 1], name, ha="center", va="center",
+                fontsize=15, fontweight="bold", color=palette[label], path_effects=halo, zorder=4,
             )  # fmt: skip
     for image, corner, label in zip(images, data["corners"], data["corner_classes"], strict=True):
         pin_image(axes, image, corner, palette[label], bounds, theme)

@@ -344,8 +344,8 @@ def morphs(data: Data) -> Section:
         "pixels frame by frame.",
         [figure],
         [
-            f"{of(reached, inner.size, 'frames')} of morphs follow the line between two images' "
-            f"features to 1 %; the frames of plain blends leave it by up to "
+            f"{sentence(of(reached, inner.size, 'frames'))} of morphs follow the line between two "
+            f"images' features to 1 %; the frames of plain blends leave it by up to "
             f"{percent(float(stray.max()))}."
         ],
         [
@@ -409,7 +409,10 @@ def ties(data: Data) -> Section:
                 "ones may exist.",
             )
         ],
-        [f"{total} of {tied.size} ties of {numbers[0]} to {numbers[-1]} classes were reached."],
+        [
+            sentence(of(total, tied.size, "ties"))
+            + f" of {numbers[0]} to {numbers[-1]} classes were reached."
+        ],
         [
             Certificate(
                 "Images with tied classes",
