@@ -111,15 +111,14 @@ def plane(data: Data) -> Section:
         "certain, the place is a projection; a dot on another colour lies off the plane, in its "
         "own cell.",
     )
-    beside = [pixel_plane(data)] if "pixel_plane" in data else []
     return Section(
         "plane",
         "Plane",
         "A look into the feature space",
         "The network turns an image into a point. Its last layer cuts the space of these points "
-        "into convex cells, one per class. This is a flat cut through three images"
-        + (", beside the plane of the same three in pixels." if beside else "."),
-        [figure, *beside],
+        "into convex cells, one per class. This is a flat cut through three images, beside the "
+        "plane of the same three in pixels.",
+        [figure, pixel_plane(data)],
         summary={"anchors": found["anchors"].tolist(), "classes_in_view": cells},
     )
 
@@ -412,7 +411,7 @@ def boundary(data: Data) -> Section:
 
 SECTIONS: tuple[tuple[Callable[[Data], Section], tuple[str, ...]], ...] = (
     (accuracy, ("accuracy",)),
-    (plane, ("plane", "accuracy", "boundary", "statistics")),
+    (plane, ("plane", "pixel_plane", "accuracy", "boundary", "statistics")),
     (statistics, ("statistics",)),
     (hull, ("hull", "accuracy", "statistics")),
     (class_hulls, ("class_hulls", "accuracy", "statistics")),
