@@ -323,13 +323,17 @@ def activity(share: np.ndarray, theme: Theme) -> Figure:
 
 def plane(
     data: dict[str, Any],
+    inside: np.ndarray,
     predicted: np.ndarray,
     radius: np.ndarray,
     names: Sequence[str],
     bounds: tuple[float, float],
     theme: Theme,
 ) -> Figure:
-    """The exact class cells on a plane through three images, and the images near it."""
+    """The exact class cells on a plane through three images, and the images near it.
+
+    Hatched where points of a grid over the view, `inside`, are in the training features' hull.
+    """
     figure, axes = _new(4.9, 4.9)
     palette = class_colors(len(names))
     (left, bottom), (right, _) = data["view"]
@@ -338,6 +342,11 @@ def plane(
     axes.add_collection(
         PolyCollection(pieces, facecolors=faces, edgecolors=theme.ink, linewidths=0.9)
     )
+    if inside.any():
+        ticks = np.linspace(*data["view"], len(inside)).T
+        with matplotlib.rc_context({"hatch.linewidth": 0.6, "hatch.color": theme.muted}):
+            axes.contourf(*ticks, inside, levels=[0.5, 1.5], colors="none", hatches=["////"])
+        axes.contour(*ticks, inside, levels=[0.5], colors=[theme.muted], linewidths=0.9)
     halo = [withStroke(linewidth=3, foreground=theme.paper)]
     span = right - left
     pictures = data["corners"][:, None] + 0.06 * span * _GRID[None]

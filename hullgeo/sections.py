@@ -97,19 +97,27 @@ def plane(data: Data) -> Section:
         if len(off)
         else ""
     )
+    inside = data["plane_hull"]["verdict"] == Membership.INSIDE
+    undecided = int((data["plane_hull"]["verdict"] == Membership.UNDECIDED).sum())
+    cut = (
+        f"cuts the plane where it is hatched, {percent(inside.mean(), 2)} of the view"
+        if inside.any()
+        else "does not reach the plane in this view"
+    )
     drawing = partial(
-        plots.plane, found, predicted, near["test_distance"], names,
+        plots.plane, found, inside, predicted, near["test_distance"], names,
         data["about"]["options"]["bounds"],
     )  # fmt: skip
     figure = Figure(
         [plots.render(drawing)],
         "Class cells on a plane through the features of three images, with test images near it",
         f"The plane through the features of three test images: {trio}. In this view it cuts the "
-        f"cells of {listed(cells)}.{dots}",
+        f"cells of {listed(cells)}. The hull of the training features {cut}.{dots}",
         "Cells: exact, the half-planes of the linear head clipped one by one, no grid. The dashed "
         "disc around each of the three images is proved to have one class. Dots: the colour is "
         "certain, the place is a projection; a dot on another colour lies off the plane, in its "
-        "own cell.",
+        f"own cell. The hull: proved inside or outside at {inside.size - undecided:,} of "
+        f"{inside.size:,} points of a grid, and drawn between them.",
     )
     return Section(
         "plane",
@@ -411,7 +419,7 @@ def boundary(data: Data) -> Section:
 
 SECTIONS: tuple[tuple[Callable[[Data], Section], tuple[str, ...]], ...] = (
     (accuracy, ("accuracy",)),
-    (plane, ("plane", "pixel_plane", "accuracy", "boundary", "statistics")),
+    (plane, ("plane", "plane_hull", "pixel_plane", "accuracy", "boundary", "statistics")),
     (statistics, ("statistics",)),
     (hull, ("hull", "accuracy", "statistics")),
     (class_hulls, ("class_hulls", "accuracy", "statistics")),

@@ -19,6 +19,7 @@ from hullgeo.staging import Inputs, Stage, Values, head_of, in_blocks
 _HULL_ROWS = 512
 _BOUNDARY_ROWS = 8192
 _NEAR_PLANE = 120
+_GRID = 49  # points along a side of the plane at which its distance to the hull is found
 
 
 def features(inputs: Inputs) -> Values:
@@ -214,14 +215,39 @@ def plane(inputs: Inputs) -> Values:
     }
 
 
+def plane_hull(inputs: Inputs) -> Values:
+    """Where the hull of all training features cuts the plane, on a grid over the view.
+
+    Rows of the grid follow the second axis upwards.
+    """
+    plane = inputs.data["plane"]
+    train, kept = inputs.data["features"]["train"], _varying(inputs)
+    across, up = np.linspace(*plane["view"], _GRID).T
+    places = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
+    # A line is shown as a plane with an axis of its own, on which features do not lie.
+    queries = (plane["origin"] + places @ plane["axes"])[:, : train.shape[1]]
+    prepared = prepare_hull(train[:, kept])
+
+    def project(queries: np.ndarray) -> Values:
+        found = project_to_hull(queries, prepared, verdict_only=True)
+        return {"status": found.status, "verdict": membership(found)}
+
+    found = in_blocks(project, queries[:, kept].astype(train.dtype), _HULL_ROWS)
+    return {name: array.reshape(_GRID, _GRID) for name, array in found.items()}
+
+
 def _without_constants(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Training and test features without the units that have one value on all of them.
 
     No distance changes, and the hull gains an interior in which a ball can be proved.
     """
+    kept = _varying(inputs)
+    return inputs.data["features"]["train"][:, kept], inputs.data["features"]["test"][:, kept]
+
+
+def _varying(inputs: Inputs) -> np.ndarray:
     train, test = inputs.data["features"]["train"], inputs.data["features"]["test"]
-    varying = (np.ptp(train, axis=0) > 0) | (test != train[0]).any(axis=0)
-    return train[:, varying], test[:, varying]
+    return (np.ptp(train, axis=0) > 0) | (test != train[0]).any(axis=0)
 
 
 def _atol(rtol: float, diameter: float) -> float:
@@ -273,5 +299,6 @@ STAGES = (
         ("num_ties", "bounds"),
     ),
     Stage("plane", plane, ("head", "test", "features", "accuracy", "boundary")),
+    Stage("plane_hull", plane_hull, ("features", "plane")),
     Stage("pixel_plane", pixel_plane, ("network", "test", "accuracy", "plane"), ("bounds",)),
 )

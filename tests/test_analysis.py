@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -58,12 +57,14 @@ TRAIN, TEST = small_images(1, 60), small_images(2, 24)
 OPTIONS = {"num_shown": 3, "num_inversions": 2, "inversion_steps": 5, "progress": False}
 
 
+def classic(queries, vertices, *, verdict_only=False, **options):
+    return hullgeo.project_to_hull(queries, vertices, variant="blended_pairwise", **options)
+
+
 def run(out, *, network=None, train=TRAIN, test=TEST, **options):
     """Analyse with a classic variant, which compiles in a fraction of the engine's time."""
     with mock.patch.multiple(
-        hullgeo.stages,
-        prepare_hull=lambda vertices: vertices,
-        project_to_hull=partial(hullgeo.stages.project_to_hull, variant="blended_pairwise"),
+        hullgeo.stages, _GRID=9, prepare_hull=lambda vertices: vertices, project_to_hull=classic
     ):
         options = {"stages": WITHOUT_FLIPS} | options
         return whole(out, network=network, train=train, test=test, **options)
@@ -195,6 +196,20 @@ def test_plane_holds_its_three_images(finished):
     lifted = plane["origin"] + plane["near_coordinates"] @ plane["axes"]
     off = np.linalg.norm(points[plane["near_rows"]] - lifted, axis=1)
     np.testing.assert_allclose(off, plane["near_off_plane"], atol=1e-10)
+
+
+def test_the_hull_on_the_plane_is_scipys(finished):
+    plane, verdict = finished.load("plane"), finished.load("plane_hull")["verdict"]
+    train = finished.load("features")["train"].astype(np.float64)
+    across, up = np.linspace(*plane["view"], len(verdict)).T
+    assert set(np.unique(verdict)) > {Membership.OUTSIDE}
+    for row, column in np.ndindex(verdict.shape):
+        point = plane["origin"] + np.array([across[column], up[row]]) @ plane["axes"]
+        outside = nearest_in_hull(point, train) > 1e-4
+        assert verdict[row, column] in (
+            Membership.UNDECIDED, Membership.OUTSIDE if outside else Membership.INSIDE,
+        )  # fmt: skip
+        assert not outside or verdict[row, column] == Membership.OUTSIDE
 
 
 def test_a_second_run_computes_nothing(finished, again):

@@ -51,7 +51,7 @@ DRAWINGS = {
     "spectrum": lambda theme: plots.spectrum(np.array([0.7, 0.2, 0.1]), [(2, "two")], theme),
     "activity": lambda theme: plots.activity(np.array([0.0, 1.0, 0.5]), theme),
     "plane": lambda theme: plots.plane(
-        plane_data(), CLASSES, VALUES, NAMES, (0.0, 1.0), theme
+        plane_data(), np.eye(5, dtype=bool), CLASSES, VALUES, NAMES, (0.0, 1.0), theme
     ),
 }  # fmt: skip
 
@@ -89,7 +89,8 @@ def test_histogram_counts_every_image():
 
 def test_plane_draws_the_cells_and_discs_of_the_data():
     data = plane_data()
-    axes = plots.plane(data, CLASSES, VALUES, NAMES, (0.0, 1.0), plots.LIGHT).axes[0]
+    outside = np.zeros((5, 5), bool)
+    axes = plots.plane(data, outside, CLASSES, VALUES, NAMES, (0.0, 1.0), plots.LIGHT).axes[0]
     (cells,) = (item for item in axes.collections if isinstance(item, PolyCollection))
     pieces = np.split(data["polygon_vertices"], data["polygon_starts"][1:-1])
     for path, piece in zip(cells.get_paths(), pieces, strict=True):
