@@ -253,6 +253,7 @@ def matrix(
     finite = np.where(np.isfinite(values), values, np.nan)
     axes.imshow(finite, cmap=ramp, aspect="auto")
     top = np.nanmax(finite) or 1.0
+    shade = np.zeros(values.shape)
     if mistakes:
         wrong = np.where(np.eye(size, dtype=bool), 0.0, np.nan_to_num(finite))
         shade = np.where(wrong > 0, 0.25 + 0.75 * wrong / (wrong.max() or 1.0), 0.0)
@@ -262,9 +263,10 @@ def matrix(
         for row, column in np.ndindex(values.shape):
             value = float(values[row, column])
             if np.isfinite(value) and text(value):
-                shaded = shade[row, column] > 0.6 if mistakes and row != column else None
-                dark = (value / top > 0.55) == (theme.paper == LIGHT.paper)
-                dark = dark if shaded is None else shaded or theme.paper != LIGHT.paper
+                light = theme.paper == LIGHT.paper
+                dark = (value / top > 0.55) == light
+                if mistakes and row != column:
+                    dark = shade[row, column] > 0.6 or not light
                 axes.text(
                     column, row, text(value), ha="center", va="center", fontsize=9,
                     color="white" if dark else "#10161d",
@@ -343,7 +345,7 @@ def plane(
         PolyCollection(pieces, facecolors=faces, edgecolors=theme.ink, linewidths=0.9)
     )
     if inside.any():
-        ticks = np.linspace(*data["view"], len(inside)).T
+        ticks = np.linspace(data["view"][0], data["view"][1], len(inside)).T
         with matplotlib.rc_context({"hatch.linewidth": 0.6, "hatch.color": theme.muted}):
             axes.contourf(*ticks, inside, levels=[0.5, 1.5], colors="none", hatches=["////"])
         axes.contour(*ticks, inside, levels=[0.5], colors=[theme.muted], linewidths=0.9)

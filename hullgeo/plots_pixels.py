@@ -257,7 +257,10 @@ def plane(
         half = np.array([0.035, 0.022 * len(name) + 0.01]) * len(classes)  # of the text, in cells
         own = (classes == label) & free
         # How many times its size a name may have: where pixels keep their bounds, if it fits there.
-        room = [distance_transform_edt(np.pad(place, 1), 1 / half) for place in (own & within, own)]
+        room = [
+            np.asarray(distance_transform_edt(np.pad(place, 1), 1 / half))
+            for place in (own & within, own)
+        ]
         roomy = room[0] if room[0].max() >= 1 else room[1]
         row, column = np.unravel_index(roomy.argmax(), roomy.shape)
         if roomy.max() > 0.4:

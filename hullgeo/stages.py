@@ -222,7 +222,7 @@ def plane_hull(inputs: Inputs) -> Values:
     """
     plane = inputs.data["plane"]
     train, kept = inputs.data["features"]["train"], _varying(inputs)
-    across, up = np.linspace(*plane["view"], _GRID).T
+    across, up = np.linspace(plane["view"][0], plane["view"][1], _GRID).T
     places = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
     # A line is shown as a plane with an axis of its own, on which features do not lie.
     queries = (plane["origin"] + places @ plane["axes"])[:, : train.shape[1]]

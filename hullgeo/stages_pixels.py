@@ -171,7 +171,7 @@ def pixel_plane(inputs: Inputs) -> Values:
     images = inputs.data["test"]["images"][anchors]
     lower, upper = inputs.options["bounds"]
     found = plane_classes(inputs.data["network"]["classifier"], images, margin=_MARGIN)
-    across, up = np.linspace(*found.view, len(found.classes)).T
+    across, up = np.linspace(found.view[0], found.view[1], len(found.classes)).T
     axes = found.axes.reshape(2, -1)
     column = found.origin.reshape(1, -1) + across[:, None] * axes[:1]
     slack = 1e-6 * (upper - lower)  # the images themselves may be off by rounding
