@@ -19,7 +19,7 @@ from hullgeo.staging import Inputs, Stage, Values, head_of, in_blocks
 _HULL_ROWS = 512
 _BOUNDARY_ROWS = 8192
 _NEAR_PLANE = 120
-_GRID = 49  # points along a side of the plane at which its distance to the hull is found
+_GRID = 49  # points along a side of the plane that are asked for the hull
 
 
 def features(inputs: Inputs) -> Values:

@@ -179,9 +179,7 @@ def pixel_plane(inputs: Inputs) -> Values:
     within = [((row >= lower - slack) & (row <= upper + slack)).all(axis=1) for row in rows]
     return {
         "corners": found.corners,
-        "corner_classes": inputs.data["accuracy"]["test_predicted"][
-            inputs.data["plane"]["anchors"]
-        ],
+        "corner_classes": inputs.data["accuracy"]["test_predicted"][anchors],
         "view": found.view,
         "classes": found.classes.astype(np.int16),
         "within": np.stack(within),
