@@ -102,7 +102,7 @@ def plane(data: Data) -> Section:
     cut = (
         f"cuts the plane where it is hatched, {percent(inside.mean(), 2)} of the view"
         if inside.any()
-        else "does not reach the plane in this view"
+        else f"holds none of {inside.size:,} points tried in this view"
     )
     drawing = partial(
         plots.plane, found, inside, predicted, near["test_distance"], names,
