@@ -94,7 +94,8 @@ def make_ours(problem: problems.Problem, options: argparse.Namespace) -> Callabl
     import hullgeo
 
     if options.variant == "fully_corrective":
-        vertices = jax.block_until_ready(hullgeo.prepare_hull(problem.vertices))
+        hull = hullgeo.prepare_hull(problem.vertices, naming_dtype=options.naming)
+        vertices = jax.block_until_ready(hull)
     else:
         vertices = jax.numpy.asarray(problem.vertices)
     project = functools.partial(
@@ -268,6 +269,7 @@ def run_apart(name: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.hull", "--apart", "--problems", name]
     for key in ("queries", "variant", "rtol", "max_steps", "repeats"):
         command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
+    command += ["--naming", options.naming] if options.naming else []
     command += ["--cores", *map(str, options.cores)]
     folder = Path(__file__).parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
@@ -377,6 +379,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--problems", nargs="+", default=["a", "b", "c"], choices=problems.NAMES)
     parser.add_argument("--queries", type=int, default=256)
     parser.add_argument("--variant", default="fully_corrective", choices=VARIANTS)
+    parser.add_argument("--naming", choices=("float32", "bfloat16"), help="default: by measurement")
     parser.add_argument("--rtol", type=float, default=1e-6)
     parser.add_argument("--max-steps", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=5)

@@ -13,15 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hullgeo import _check, _numerics, bracket, fully_corrective
 from hullgeo.bracket import ACTIVE, BAD, ENDED, Lanes, Tolerances
-from hullgeo.oracle import Oracle
+from hullgeo.oracle import COARSE, FINE, SAMPLE, Oracle
 from hullgeo.parallel import split_over_devices
 from hullgeo.result import HullProjection, Status
 
-_ROW_BYTES = 2**23  # float32 rows of a batch's slots: they should stay in cache
+# Float32 rows of a batch's slots should stay in cache, and in a larger one where pricing many
+# vertices costs more than reading them.
+_ROW_BYTES = (2**23, 3 * 2**23)
 _LANES = (1, 8, 16, 32, 128)
 
 
@@ -49,7 +51,9 @@ def num_lanes(queries: int, slots: int, dim: int, num_vertices: int) -> int:
     outgrow the vertices themselves.
     """
     least = 8 if num_vertices >= 16 * slots else 1
-    most = max(least, _ROW_BYTES // (4 * slots * dim))
+    small, large = _ROW_BYTES
+    room = min(max(small, num_vertices * dim // 2), large)
+    most = max(least, room // (4 * slots * dim))
     fitting = [lanes for lanes in _LANES if lanes <= most]
     return next((lanes for lanes in fitting if lanes >= queries), fitting[-1])
 
@@ -136,7 +140,7 @@ def _solve_batch(
     with _numerics.float64():
         lanes = _start(oracle, *given, slots=slots)
         lanes = fully_corrective.name_candidates(
-            oracle, lanes, tolerances, sample_first=given[1] is None
+            oracle, lanes, tolerances, phase=SAMPLE if given[1] is None else COARSE
         )
         decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
         first = bracket.answer(oracle, lanes, decision, tolerances, dtype)
@@ -177,18 +181,17 @@ def _finish(
 
 
 @partial(jax.jit, static_argnames=("slots",))
-def _start(oracle: Any, queries: Array, start: Any, *, slots: int) -> Lanes:
+def _start(oracle: Any, queries: Array, start: Any, steps: Any = None, *, slots: int) -> Lanes:
     with _numerics.float64():
         lanes = fully_corrective.start(oracle, queries, slots)
+        lanes = lanes if steps is None else lanes._replace(steps=steps)
         return lanes if start is None else fully_corrective.warm_start(oracle, lanes, *start)
 
 
 @partial(jax.jit, donate_argnames=("lanes",))
-def _name(oracle: Any, lanes: Lanes, tolerances: Tolerances, fresh: Array, leave: Array) -> Lanes:
+def _name(oracle: Any, lanes: Lanes, tolerances: Tolerances, phase: Array, leave: Array) -> Lanes:
     with _numerics.float64():
-        return fully_corrective.name_candidates(
-            oracle, lanes, tolerances, sample_first=fresh, leave=leave
-        )
+        return fully_corrective.name_candidates(oracle, lanes, tolerances, phase=phase, leave=leave)
 
 
 @partial(jax.jit, static_argnames=("dtype",))
@@ -236,7 +239,8 @@ def _block(arrays: Any, first: int, size: int) -> Any:
 
     def cut(array: Array) -> Array:
         rows = array[first : first + size]
-        return jnp.pad(rows, ((0, size - rows.shape[0]), (0, 0)), mode="edge")
+        extra = ((0, size - rows.shape[0]), *[(0, 0)] * (rows.ndim - 1))
+        return jnp.pad(rows, extra, mode="edge")
 
     return jax.tree.map(cut, arrays)
 
@@ -289,6 +293,44 @@ def project_on_host(
     dtype: jnp.dtype,
 ) -> HullProjection:
     """Every query, batches driven from the host; runs inside a float64 island."""
+    number, dim = oracle.num_vertices, queries.shape[1]
+    answer = _project_batches(oracle, tolerances, queries, start, None, slots=slots, dtype=dtype)
+    most = min(number, dim + 1 + fully_corrective.num_candidates(number))
+    while slots < most:
+        full = answer.status == Status.CAPACITY
+        full = np.flatnonzero(full & (answer.num_steps < int(tolerances.max_steps)))
+        if not len(full):
+            break
+        slots = min(2 * slots, most)
+        support, weights, steps = (
+            jnp.asarray(array[full]) for array in (answer.support, answer.weights, answer.num_steps)
+        )
+        wider = _project_batches(
+            oracle, tolerances, queries[full], (support, weights), steps, slots=slots, dtype=dtype
+        )
+        answer = _with(answer, full, wider)
+    return _finish_undecided(oracle, tolerances, queries, answer, slots=slots, dtype=dtype)
+
+
+def _with(answer: HullProjection, ids: np.ndarray, newer: HullProjection) -> HullProjection:
+    """The answer with some queries answered anew."""
+    answers = _Answers(len(answer.status))
+    for rows, part in ((np.arange(answers.number), answer), (ids, newer)):
+        answers.add(rows, np.arange(len(rows)), part)
+    return answers.merge()
+
+
+def _project_batches(
+    oracle: Oracle,
+    tolerances: Tolerances,
+    queries: Float[Array, "queries dim"],
+    start: tuple[Array, Array] | None,
+    steps: Int[Array, " queries"] | None,
+    *,
+    slots: int,
+    dtype: jnp.dtype,
+) -> HullProjection:
+    """What float32 passes and a decision in float64 give, in so many slots; `steps` were made."""
     number, dim = queries.shape
     lanes = num_lanes(number, slots, dim, oracle.num_vertices)
     answers = _Answers(number)
@@ -301,8 +343,8 @@ def project_on_host(
         answer = _conclude(oracle, batch, tolerances, dtype=dtype)
         answers.add(ids[rows], rows, answer)
 
-    def advance(batch: Lanes, ids: np.ndarray, *, fresh: bool, leave: int) -> None:
-        batch = _name(oracle, batch, tolerances, jnp.asarray(fresh), jnp.int32(leave))
+    def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> None:
+        batch = _name(oracle, batch, tolerances, jnp.int32(phase), jnp.int32(leave))
         active = (np.asarray(batch.code) == ACTIVE) & (
             np.asarray(batch.steps) < int(tolerances.max_steps)
         )
@@ -316,22 +358,22 @@ def project_on_host(
 
     # One batch alone is not left before its last query is done: a smaller one would be compiled.
     group = lanes // 4 if number > lanes else 0
+    first_phase = SAMPLE if start is None else COARSE
     for first in range(0, number, lanes):
         ids = np.arange(first, min(first + lanes, number))
-        block = _block((queries, start), first, lanes)
+        block = _block((queries, start, steps), first, lanes)
         ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
-        advance(_start(oracle, *block, slots=slots), ids, fresh=start is None, leave=group)
+        advance(_start(oracle, *block, slots=slots), ids, phase=first_phase, leave=group)
         if len(pool) * group >= lanes:
             joined = _join([left.lanes for left in pool])
             joined_ids = np.concatenate([left.ids for left in pool])
             pool.clear()
-            advance(joined, joined_ids, fresh=False, leave=group)
+            advance(joined, joined_ids, phase=FINE, leave=group)
     while pool:
         left = pool.pop()
-        advance(left.lanes, left.ids, fresh=False, leave=0)
+        advance(left.lanes, left.ids, phase=FINE, leave=0)
 
-    merged = answers.merge()
-    return _finish_undecided(oracle, tolerances, queries, merged, slots=slots, dtype=dtype)
+    return answers.merge()
 
 
 def _finish_undecided(

@@ -6,9 +6,9 @@ Each pass prices all vertices for all live queries with one matrix product (`ora
 best violators of the optimality conditions <u_i, x> >= |x|^2 to the support, and solves the problem
 on the support exactly (`active_set.py`). Trust is cheap, so precision is spent where it decides:
 
-1. *name*: float32 passes over a sample of the vertices, then over all of them, until nothing
-   violates beyond float32 noise. Vertices that rounding cannot tell from the least join the slots,
-   so that they are scored exactly later. Proves nothing.
+1. *name*: passes over a sample of the vertices, then over all of them, in bfloat16 where that
+   pays and then in float32, until nothing violates beyond float32 noise. Vertices that rounding
+   cannot tell from the least join the slots, so that they are scored exactly later. Proves nothing.
 2. *decide*: float64 rows of the support alone, solution and direction refined, bracket enclosed
    (`enclosure.py`); the last pass bounds all the other vertices. Most queries end here.
 3. *finish*: float64 passes for the queries that are left: near or inside the hull, or with more
@@ -22,16 +22,17 @@ from functools import partial
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from hullgeo import active_set, bracket, enclosure
 from hullgeo.active_set import ActiveSet
 from hullgeo.bracket import ACTIVE, BAD, ENDED, FULL, STUCK, Lanes, Tolerances
-from hullgeo.oracle import Oracle, power_of_two
+from hullgeo.oracle import COARSE, FINE, SAMPLE, Oracle, power_of_two
 
 _U32 = 2.0**-24
 _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
+_PATIENCE = 8  # the sample and bfloat16 have served when one lane of so many is active
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
 # rounding. In float64 a badly conditioned basis may recover late.
 _STALLS = (2, 20)
@@ -77,14 +78,14 @@ def name_candidates(
     lanes: Lanes,
     tolerances: Tolerances,
     *,
-    sample_first: bool | Bool[Array, ""],
+    phase: int | Int[Array, ""],
     leave: int | Int[Array, ""] = 0,
 ) -> Lanes:
-    """Float32 passes until at most `leave` lanes are active, over the sample first if wanted.
+    """Passes of all phases from this one on, until at most `leave` lanes are active in the last.
 
     Passes over the sample cost a fraction of one and are not counted in `steps`.
     """
-    return _loop(oracle, lanes, tolerances, sample_first, exact=False, leave=leave)
+    return _loop(oracle, lanes, tolerances, phase, exact=False, leave=leave)
 
 
 def warm_start(oracle: Oracle, lanes: Lanes, support: Array, weights: Array) -> Lanes:
@@ -131,61 +132,68 @@ def widen(oracle: Oracle, lanes: Lanes, slots: int) -> Lanes:
 
 def finish(oracle: Oracle, lanes: Lanes, tolerances: Tolerances) -> Lanes:
     """Float64 passes, every one of them bracketed, for lanes made by `widen`."""
-    return _loop(oracle, lanes, tolerances, False, exact=True)
+    return _loop(oracle, lanes, tolerances, FINE, exact=True)
 
 
 def _loop(
     oracle: Oracle,
     lanes: Lanes,
     tolerances: Tolerances,
-    sample_first: bool | Array,
+    phase: int | Array,
     *,
     exact: bool,
     leave: int | Array = 0,
 ) -> Lanes:
-    sampled = oracle.has_sample and not exact
+    phases = (FINE,) if exact else oracle.phases
+    last = len(phases) - 1
+    kind = jnp.asarray(phases, jnp.int32)
 
-    def is_active(lanes: Lanes) -> Array:
-        return (lanes.code == ACTIVE) & (lanes.steps < tolerances.max_steps)
+    def number_active(lanes: Lanes, at: Array) -> Array:
+        return jnp.sum(_is_active(lanes, tolerances, kind[at]), dtype=jnp.int32)
 
     def going(carry: tuple[Lanes, Array]) -> Array:
-        lanes, sampling = carry
-        return sampling | (jnp.sum(is_active(lanes), dtype=jnp.int32) > leave)
+        lanes, at = carry
+        return (at < last) | (number_active(lanes, at) > leave)
 
     def step(carry: tuple[Lanes, Array]) -> tuple[Lanes, Array]:
-        lanes, sampling = carry
-        lanes = _step(
-            oracle, lanes, sampling if sampled else None, tolerances=tolerances, exact=exact
-        )
-        if not sampled:
-            return lanes, sampling
-        # The first pass over all vertices starts from the points where the sample left them.
-        over = sampling & ~jnp.any(is_active(lanes))
-        again = over & ((lanes.code == ENDED) | (lanes.code == STUCK) | (lanes.code == ACTIVE))
+        lanes, at = carry
+        lanes = _step(oracle, lanes, at, tolerances=tolerances, phases=phases, exact=exact)
+        if not last:
+            return lanes, at
+        # The next phase starts from the points where this one left them.
+        over = (at < last) & (number_active(lanes, at) <= lanes.code.shape[0] // _PATIENCE)
+        again = over & ((lanes.code == ENDED) | (lanes.code == STUCK))
         lanes = lanes._replace(
             code=jnp.where(again, ACTIVE, lanes.code),
-            steps=jnp.where(over, 0, lanes.steps),
+            steps=jnp.where(over & (kind[at] == SAMPLE), 0, lanes.steps),
             square=jnp.where(over, jnp.inf, lanes.square),
             stalls=jnp.where(over, 0, lanes.stalls),
+            idle=lanes.idle & ~over,
         )
-        return lanes, sampling & ~over
+        return lanes, at + over.astype(jnp.int32)
 
-    first = jnp.any(is_active(lanes)) & sample_first & sampled
+    first = jnp.sum(kind < phase, dtype=jnp.int32) + 0 * lanes.code[0]
     return lax.while_loop(going, step, (lanes, first))[0]
+
+
+def _is_active(lanes: Lanes, tolerances: Tolerances, phase: int | Array) -> Array:
+    """Lanes that go on; bfloat16 leaves a pass to float32, which alone proves anything."""
+    limit = tolerances.max_steps - jnp.where(jnp.asarray(phase) == COARSE, 1, 0).astype(jnp.int32)
+    return (lanes.code == ACTIVE) & (lanes.steps < limit)
 
 
 def _step(
     oracle: Oracle,
     lanes: Lanes,
-    sampling: Array | None,
+    at: Array,
     *,
     tolerances: Tolerances,
+    phases: tuple[int, ...],
     exact: bool,
 ) -> Lanes:
-    """One pass: price, bound, admit, solve on the support.
-
-    `sampling` says whether only the sample is priced; None where there is none.
-    """
+    """One pass: price, bound, admit, solve on the support. `phases[at]` says what is priced."""
+    phase = jnp.asarray(phases, jnp.int32)[at]
+    sampling, coarse, fine = phase == SAMPLE, phase == COARSE, phase == FINE
     active = lanes.active
     slots = active.index.shape[1]
     dtype = active.rows.dtype
@@ -217,21 +225,11 @@ def _step(
     )
     active = active._replace(used=keep)
     masked = jnp.where(keep, active.index, jnp.int32(oracle.num_vertices))
-    if sampling is None:
-        found = oracle.screen(direction, masked, sampled=False)
-    else:
-        found = lax.cond(
-            sampling,
-            partial(oracle.screen, sampled=True),
-            partial(oracle.screen, sampled=False),
-            direction,
-            masked,
-        )
+    screens = [partial(oracle.screen, phase=phase) for phase in phases]
+    found = lax.switch(at, screens, direction, masked)
     offset = jnp.sum(lanes.shifted.astype(dtype) * unit, axis=1)
     value = found.value.astype(dtype) - offset[:, None]  # <v - q, unit>, screened
-    screened = jnp.min(found.value, axis=1)
-    if sampling is not None:  # a sample bounds nothing
-        screened = jnp.where(sampling, -jnp.inf, screened)
+    screened = jnp.where(fine, jnp.min(found.value, axis=1), -jnp.inf)
 
     wide_square = jnp.where(started, square.astype(jnp.float64), jnp.inf)
     stalled = wide_square > (1 - (2.0**-50 if exact else 2.0**-20)) * lanes.square
@@ -248,39 +246,43 @@ def _step(
         upper = bracket.upper_bound(oracle, lanes, exact_point, off)
         upper = jnp.where(started, upper, jnp.inf)
         ended = bracket.has_converged(oracle, tolerances, upper, lower)
-        hopeless = (size < _ON_HULL) | cycling
+        near_hull = size < _ON_HULL
+        hopeless = near_hull | cycling
         banded = started  # vertices inside the band are always welcome
     else:
         least = jnp.minimum(
             jnp.min(value, axis=1) * size, jnp.min(jnp.where(keep, score, jnp.inf), axis=1)
         )
-        relative = tolerances.rtol.astype(dtype)
-        if sampling is not None:
-            relative = jnp.where(sampling, _SAMPLE_GAP, relative).astype(dtype)
+        relative = jnp.where(sampling, _SAMPLE_GAP, tolerances.rtol).astype(dtype)
         enough = 0.5 * jnp.maximum(relative * square, 2 * tolerances.atol.astype(dtype))
         near = square - least <= jnp.maximum(enough, tolerance)
         # Named. Vertices inside the band join the slots, so that the decision scores them exactly.
-        banded = near & (jnp.min(value, axis=1) * size < square + margin)
-        if sampling is not None:
-            banded = banded & ~sampling
-        ended = (near & ~banded) | (tolerances.verdict & (least > margin))
-        hopeless = (size < _NEAR_HULL) | (stalled & lanes.idle) | cycling
-    live = (lanes.code == ACTIVE) & (lanes.steps < tolerances.max_steps)
+        banded = fine & near & (jnp.min(value, axis=1) * size < square + margin)
+        ended = (near & ~banded & ~coarse) | (tolerances.verdict & (least > margin))
+        near_hull = size < _NEAR_HULL
+        hopeless = near_hull | (stalled & lanes.idle) | cycling
+    live = _is_active(lanes, tolerances, phase)
     ended = live & started & ended
     hopeless = live & ~ended & started & hopeless
     going = live & ~ended & ~hopeless
 
     violation = jnp.where(started[:, None], size[:, None] - value, -value)
     threshold = jnp.where(banded, -margin, tolerance)
-    violates = violation * size[:, None] > threshold[:, None]
+    # Of the candidates that bfloat16 names, scores decide below.
+    violates = (violation * size[:, None] > threshold[:, None]) | coarse
     # Without any vertex yet, all candidates are welcome; with a support to solve for, none is.
     empty = ~jnp.any(keep, axis=1, keepdims=True)
     wanted = jnp.isfinite(value) & jnp.where(started[:, None], violates, empty)
-    candidate, slot, admitted, overflow = _assign(
+    candidate, slot, admitted = _assign(
         found.index, violation, wanted & going[:, None], keep, num_candidates(oracle.num_vertices)
     )
     rows = bracket.rows_of(oracle, lanes.query, candidate).astype(dtype)
     new_score = active_set.scores(rows, point)
+    refused = coarse & started[:, None] & (square[:, None] - new_score <= tolerance[:, None])
+    slot = jnp.where(refused, jnp.int32(slots), slot)
+    admitted = admitted & ~refused
+    wanting = jnp.any(wanted, axis=1) & ~jnp.all(refused, axis=1)
+    no_room = wanting & jnp.all(keep, axis=1)
     lane = jnp.arange(candidate.shape[0], dtype=jnp.int32)[:, None]
     score = score.at[lane, slot].set(new_score, mode="drop")
     total = (square + constant)[:, None]
@@ -295,8 +297,10 @@ def _step(
     # sees. A vertex admitted only because it is inside the band is progress too.
     idle = (sweeps == 0) & ~(jnp.any(admitted, axis=1) & banded)
     stalls = jnp.where(stalled, lanes.stalls + jnp.minimum(sweeps, 1), 0)
-    stuck = hopeless | (going & idle & lanes.idle)
-    code = jnp.where(stuck, jnp.where(overflow & ~hopeless, FULL, STUCK), lanes.code)
+    stuck = hopeless | (going & idle & (lanes.idle | no_room))
+    full = no_room & ~near_hull
+    code = jnp.where(stuck, jnp.where(full, FULL, STUCK), lanes.code)
+    ended = ended | (coarse & going & started & ~wanting & (sweeps == 0))
     code = jnp.where(ended, ENDED, code)
 
     def frozen(old: Array, new: Array, where: Array) -> Array:
@@ -325,12 +329,11 @@ def _step(
 
 def _assign(
     index: Array, violation: Array, wanted: Array, taken: Array, count: int
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Array, Array, Array]:
     """The `count` most violating candidates, each with a free slot while there are any.
 
     Returns:
-      candidates (lanes, count), their slots (`slots` where there is none), which are admitted, and
-      where a wanted candidate found no slot.
+      candidates (lanes, count), their slots (`slots` where there is none), which are admitted.
     """
     lanes, slots = taken.shape
     classes = index.shape[1]
@@ -352,9 +355,4 @@ def _assign(
     column = jnp.arange(count, dtype=jnp.int32)[None, :]
     chosen = column < number[:, None]
     admitted = chosen & (free < slots)
-    return (
-        candidate,
-        jnp.where(admitted, free, jnp.int32(slots)),
-        admitted,
-        jnp.any(chosen & ~admitted, axis=1),
-    )
+    return candidate, jnp.where(admitted, free, jnp.int32(slots)), admitted

@@ -16,11 +16,15 @@ R' = (1 + u) R bounds the stored rows, gamma_d = d u / (1 - d u) any order of su
 "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1), and the flush of subnormal
 products adds at most d 2^-126. `Hull.error` is that sum.
 
+Passes that only name candidates may run over a sample of the vertices, or over rows rounded to
+bfloat16 where the device multiplies them faster: they bound nothing.
+
 Anything with the three methods of `Oracle` serves the engine of `fully_corrective.py`: one array,
 shards, blocks from disk.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +36,13 @@ from hullgeo import _check, _numerics
 
 _U32 = 2.0**-24
 _CHUNK_BYTES = 2**20  # rows of a chunk: they are copied before they are multiplied
-_SLICES = (8, 128)  # slices of a chunk: few enough for scores in cache and short code
+_SLICES = (8, 16)  # slices of a chunk: few enough for scores in cache and short code
 _STRIDE = 8  # the sample holds every eighth vertex
 _SMALLEST_SAMPLED = 1024
+_SMALLEST_COARSE = 2**21  # entries of vertices from which pricing decides about the time
+
+# What a pass runs over: every eighth vertex; all, in bfloat16; all, in float32. Only FINE bounds.
+SAMPLE, COARSE, FINE = range(3)
 
 
 class Screened(NamedTuple):
@@ -76,11 +84,11 @@ class Oracle(Protocol):
         ...
 
     @property
-    def has_sample(self) -> bool:
-        """Whether a sample of the vertices can be screened first."""
+    def phases(self) -> tuple[int, ...]:
+        """The kinds of passes that pay, cheapest first; the last is `FINE`."""
         ...
 
-    def screen(self, direction: Array, masked: Array, *, sampled: bool) -> Screened:
+    def screen(self, direction: Array, masked: Array, *, phase: int) -> Screened:
         """One pass: the best unmasked vertex of each class."""
         ...
 
@@ -101,6 +109,7 @@ class Hull(NamedTuple):
       center: a vector near their mean, in the same type.
       exponent: the power of two by which centred rows are divided.
       rows: `(v - center) / 2**exponent` rounded to float32, padded with zero rows.
+      coarse: `rows` in bfloat16, for passes that only name candidates; empty where that is slower.
       sample: every eighth row, padded, for the first passes; empty where there are few vertices.
       radius: at least the norm of every exact centred, scaled row.
       flushed: at least the norm of what a device flushed to zero in any scaled row; mostly 0.
@@ -111,6 +120,7 @@ class Hull(NamedTuple):
     center: Float[Array, " dim"]
     exponent: Int[Array, ""]
     rows: Float[Array, "rows dim"]
+    coarse: Float[Array, "rounded dim"]
     sample: Float[Array, "sampled dim"]
     radius: Float[Array, ""]
     flushed: Float[Array, ""]
@@ -122,9 +132,12 @@ class Hull(NamedTuple):
         return self.vertices.shape[0]
 
     @property
-    def has_sample(self) -> bool:
-        """Whether there are enough vertices for a sample to save passes."""
-        return self.sample.shape[0] > 0
+    def phases(self) -> tuple[int, ...]:
+        """See `Oracle`."""
+        sizes = self.sample.shape[0], self.coarse.shape[0], self.rows.shape[0]
+        return tuple(
+            phase for phase, size in zip((SAMPLE, COARSE, FINE), sizes, strict=True) if size
+        )
 
     @property
     def num_classes(self) -> int:
@@ -136,17 +149,18 @@ class Hull(NamedTuple):
         direction: Float[Array, "lanes dim"],
         masked: Int[Array, "lanes slots"],
         *,
-        sampled: bool = False,
+        phase: int = FINE,
     ) -> Screened:
-        """One pass over the rows (or the sample) in float32; see the module's docstring.
+        """One pass; see the module's docstring.
 
         Args:
           direction: float32, of norm about one.
           masked: vertices left out, `num_vertices` where a slot masks none.
-          sampled: price the sample only, as a source of candidates without any bound.
+          phase: what it runs over; `FINE` alone bounds anything.
         """
-        if not sampled:
-            return _screen(self.rows, self.num_vertices, self.num_classes, direction, masked)
+        if phase != SAMPLE:
+            rows = self.rows if phase == FINE else self.coarse
+            return _screen(rows, self.num_vertices, self.num_classes, direction, masked)
         size = -(-self.num_vertices // _STRIDE)
         inside = (masked % _STRIDE == 0) & (masked < self.num_vertices)
         local = jnp.where(inside, masked // _STRIDE, jnp.int32(size))
@@ -176,16 +190,22 @@ def num_classes(num_vertices: int) -> int:
     return 16 if num_vertices <= 2048 else 32
 
 
-def prepare_hull(vertices: Float[Array | np.ndarray, "vertices dim"]) -> Hull:
+def prepare_hull(
+    vertices: Float[Array | np.ndarray, "vertices dim"], *, naming_dtype: Any = None
+) -> Hull:
     """Centre, scale and round vertices once, for a hull that is asked again and again.
 
     The result may be passed to `project_to_hull` in place of the vertices, through `jit` and `pmap`
-    too. It holds the vertices and a float32 copy with an eighth more rows.
+    too. It holds the vertices, a float32 copy, with bfloat16 products a copy of that type, and an
+    eighth of their rows again.
 
     Args:
       vertices: `(vertices, dim)`, one vertex a row, float32, bfloat16, float16 or float64. A NumPy
         float64 array keeps its type whatever `jax_enable_x64` says, but a float64 hull can enter
         the caller's own `jit` only where that flag is set.
+      naming_dtype: type of the products that only name candidates, `jnp.bfloat16` or `jnp.float32`;
+        proofs are in float32 and float64 whatever it is. By default float32, and for 2^21 entries
+        or more the faster of both, from one short measurement a process.
 
     Guarantee: brackets from a `Hull` are of the vertices as passed; the rounding of the copy is
     part of the bound.
@@ -194,14 +214,22 @@ def prepare_hull(vertices: Float[Array | np.ndarray, "vertices dim"]) -> Hull:
       a `Hull`, its `vertices` in the caller's units and type.
 
     Raises:
-      ValueError: a wrong rank or type, no vertices, or a vertex that is not finite (unless traced).
+      ValueError: a wrong rank or type, no vertices, a vertex that is not finite (unless traced), or
+        another `naming_dtype`.
 
     Source: docs/hull.md, "The certificate".
     """
     _check.floating("vertices", vertices)
     _check.shape("vertices", vertices, (None, None), "(vertices, dim) with at least one vertex")
+    if naming_dtype is None:
+        large = _check.is_concrete(vertices) and vertices.size >= _SMALLEST_COARSE
+        coarse = large and _numerics.bfloat16_pays()
+    else:
+        allowed = "bfloat16", "float32"
+        _check.one_of("naming_dtype", jnp.dtype(naming_dtype).name, allowed)
+        coarse = jnp.dtype(naming_dtype) == jnp.bfloat16
     with _numerics.float64():
-        hull = _prepare(jnp.asarray(vertices))
+        hull = _prepare(jnp.asarray(vertices), coarse=coarse)
         if _check.is_concrete(hull.radius) and not bool(jnp.isfinite(hull.radius)):
             _check.all_finite("vertices", vertices, "Drop the row or repair it.")
             _check.fail("vertices", "entries near the largest number", "to have a finite radius",
@@ -209,8 +237,8 @@ def prepare_hull(vertices: Float[Array | np.ndarray, "vertices dim"]) -> Hull:
         return hull
 
 
-@jax.jit
-def _prepare(vertices: Array) -> Hull:
+@partial(jax.jit, static_argnames=("coarse",))
+def _prepare(vertices: Array, *, coarse: bool) -> Hull:
     with _numerics.float64():
         num, dim = vertices.shape
         wide = vertices.astype(jnp.float64)
@@ -228,13 +256,16 @@ def _prepare(vertices: Array) -> Hull:
         exponent = outer + inner
         classes = num_classes(num)
         few = num < _SMALLEST_SAMPLED
-        sample = jnp.zeros((0, dim), jnp.float32) if few else _pad(rows[::_STRIDE], classes)
+        named = jnp.bfloat16 if coarse else jnp.float32
+        nothing = jnp.zeros((0, dim), named)
+        rows, sampled = _pad(rows, classes), rows[::_STRIDE].astype(named)
         return Hull(
             vertices=vertices,
             center=center,
             exponent=exponent,
-            rows=_pad(rows, classes),
-            sample=sample,
+            rows=rows,
+            coarse=rows.astype(named) if coarse else nothing,
+            sample=nothing if few else _pad(sampled, classes),
             radius=radius,
             flushed=_numerics.round_up(flushed(vertices, exponent), jnp.float32),
             constant=constant,
@@ -294,13 +325,13 @@ def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: 
     lanes, dim = direction.shape
     chunks, slices = _plan(num_rows, dim, classes)
     size = slices * classes
-    columns = direction.T
+    columns = direction.T.astype(rows.dtype)
     slots = masked.T
     lane = jnp.arange(lanes, dtype=jnp.int32)[None, :]
     row = jnp.arange(classes, dtype=jnp.int32)[:, None]
 
     def chunk(start: Array, block: Array) -> tuple[Array, Array]:
-        scores = _numerics.product(block, columns)
+        scores = _numerics.product(block, columns, jnp.float32)
         local = jnp.where(slots < start, jnp.int32(size), slots - start)
         scores = scores.at[local, lane].set(jnp.inf, mode="drop").reshape(slices, classes, lanes)
         # Padding rows are never the least: only the last slices can hold any.
@@ -331,7 +362,8 @@ def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: 
             better = value < carry[0]
             return jnp.where(better, value, carry[0]), jnp.where(better, index, carry[1])
 
-        nothing = jnp.where(jnp.isfinite(columns[:1]), 0 * columns[:1], 0)
+        first = direction.T[:1]
+        nothing = jnp.where(jnp.isfinite(first), 0 * first, 0)
         empty = jnp.zeros((classes, 1), jnp.float32) + nothing
         start = (empty + jnp.inf, empty.astype(jnp.int32))
         best, which = lax.fori_loop(jnp.int32(0), jnp.int32(chunks), body, start)
