@@ -20,6 +20,7 @@ from hullgeo.telling import (
     median,
     of,
     sentence,
+    times,
     wilson,
 )
 
@@ -327,11 +328,11 @@ def morphs(data: Data) -> Section:
         "Frames from one image to another: a plain blend, and morphs along a line of features",
         f"{count} pairs of images of different classes, {frames} frames each. Every frame of a "
         f"morph is an image near the blend of the two whose features should lie on the straight "
-        f"line between theirs. The class changes {changes.min()} to {changes.max()} times on the "
-        f"way. The first row is the plain blend of the first pair: the features of blends leave "
-        f"the line by up to {percent(float(stray.max()))} of their length, and their class changes "
-        f"{blended.min()} to {blended.max()} times. Above each frame its class, in colour where "
-        f"it changes; below, by how much its features miss the line, relative to their length.",
+        f"line between theirs. The class changes {times(changes)} on the way. The first row is the "
+        f"plain blend of the first pair: the features of blends leave the line by up to "
+        f"{percent(float(stray.max()))} of their length, and their class changes {times(blended)}. "
+        f"Above each frame its class, in colour where it changes; below, by how much its features "
+        f"miss the line, relative to their length.",
         f"Evaluated, not proved: {of(reached, inner.size, 'inner frames')} of morphs lie on the "
         f"line to 1 %, the worst misses it by {percent(float(inner.max()))}. What happens between "
         f"two frames was not examined beyond one change of class.",

@@ -75,6 +75,14 @@ def of(count: int, total: int, noun: str = "") -> str:
     return f"{count:,} of {total:,}{noun} ({percent(count / total, 3)})"
 
 
+def times(counts: np.ndarray) -> str:
+    """How often: `once`, or `1 to 3 times` where it differs."""
+    least, most = int(counts.min()), int(counts.max())
+    if least < most:
+        return f"{least} to {most} times"
+    return {0: "never", 1: "once", 2: "twice"}.get(most, f"{most} times")
+
+
 def sentence(text: str) -> str:
     """With a capital letter at the start."""
     return text[:1].upper() + text[1:]

@@ -247,3 +247,7 @@ def test_counts_in_words():
     assert telling.of(5, 5, "images") == "all 5 images"
     assert telling.of(0, 5) == "none of 5"
     assert telling.of(1999, 2000).endswith("(99.95\u00a0%)")
+    assert [telling.times(np.full(3, count)) for count in (0, 1, 2, 5)] == [
+        "never", "once", "twice", "5 times",
+    ]  # fmt: skip
+    assert telling.times(np.array([2, 1, 3])) == "1 to 3 times"
