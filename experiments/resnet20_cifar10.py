@@ -18,6 +18,12 @@ With `--num-test 10000` all 10,000 are provably outside, 4.1 % (median; 15 % at 
 (24 %) of the diameter away, and the nearest class hull classifies 91.8 % and 70.4 % correctly; all
 45 pairs of classes share a facet in every domain, and all 1,013 sets of classes tie somewhere. CPU
 time on AMD EPYC cores: 13 minutes for resnet20, of which the images take four, and 8 for resnet2b.
+
+With `--num-flips 1000 --num-inversions 200 --num-morphs 20 --num-ties 20` too, the images of
+resnet20 take two hours of a shared core: the nearest flips of the 921 classified correctly are
+0.089 away (mean; median 0.084), 123 of 200 boundary points are matched to 0.1 %, 139 of 140 inner
+frames of morphs lie within 1 % of their line, and two, three and four classes tie near each of 20
+images.
 """
 
 import argparse
