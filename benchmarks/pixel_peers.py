@@ -1,11 +1,14 @@
-"""Minimum-norm attacks of AdvLib on the published networks, in PyTorch, for `benchmarks/pixels.py`.
+"""Minimum-norm attacks of other libraries on the published networks, for `benchmarks/pixels.py`.
 
     python benchmarks/pixel_peers.py images.npz weights.npz resnet20_cifar10 answers.npz DDN:100 ...
 
-needs torch and adv-lib only. Settings are the authors' for L2: DDN without quantisation, FMN, ALMA
-with alpha 0.5 below 1000 steps and 0.9 from there, DeepFool and FAB as they come. Passes through
-the network are counted per image by a wrapper around it. Answers already in `answers.npz` for the
-same images are kept, so that a run that was stopped goes on.
+needs torch and adv-lib, and for the names that say so foolbox, torchattacks,
+adversarial-robustness-toolbox, or foolbox with hullgeo itself, whose networks it attacks in JAX.
+Settings are the authors' for L2: DDN without quantisation, FMN, ALMA with alpha 0.5 below 1000
+steps and 0.9 from there, the others as they come. Passes through a torch network are counted per
+image by a wrapper around it; in JAX each step is one gradient. Answers already in `answers.npz` for
+the same images are kept, so that a run that was stopped goes on. With `--twice` before the names
+each attack runs twice; the seconds are those of the second run, those of compiling the difference.
 """
 
 import sys
@@ -18,6 +21,8 @@ import torch
 from adv_lib.attacks import alma, ddn, df, fab, fmn
 from torch import nn
 from torch.nn import functional as F
+
+THREADS = 1  # as many as the pinned core of the other side
 
 
 class Counted(nn.Module):
@@ -76,7 +81,8 @@ def resnet2b(weights, x):
 NETWORKS = {"resnet20_cifar10": resnet20, "crown_resnet2b": resnet2b}
 
 
-def attack(name, steps):
+def adv_lib(name, steps):
+    """Attacks of AdvLib: `(model, images, labels)` to images."""
     return {
         "DDN": lambda: partial(ddn, steps=steps, levels=None),
         "FMN": lambda: partial(fmn, norm=2, steps=steps),
@@ -88,6 +94,98 @@ def attack(name, steps):
     }[name]()
 
 
+def foolbox_attack(name, steps):
+    from foolbox import attacks
+
+    kind = {
+        "DDN": attacks.DDNAttack,
+        "FMN": attacks.L2FMNAttack,
+        "DeepFool": attacks.L2DeepFoolAttack,
+    }[name]
+    return kind(steps=steps)
+
+
+def foolbox_torch(name, steps):
+    from foolbox import PyTorchModel
+
+    def run(model, images, labels):
+        wrapped = PyTorchModel(model, bounds=(0, 1), device="cpu")
+        return foolbox_attack(name, steps)(wrapped, images, labels, epsilons=None)[1]
+
+    return run
+
+
+def torchattacks_attack(name, steps):
+    import torchattacks
+
+    def run(model, images, labels):
+        options = {"lr": 0.01} if name == "CW" else {}
+        return getattr(torchattacks, name)(model, steps=steps, **options)(images, labels)
+
+    return run
+
+
+def art_attack(name, steps):
+    from art.attacks import evasion
+    from art.estimators.classification import PyTorchClassifier
+
+    kind = {"DeepFool": evasion.DeepFool, "CW": evasion.CarliniL2Method}[name]
+
+    def run(model, images, labels):
+        classifier = PyTorchClassifier(
+            model,
+            nn.CrossEntropyLoss(),
+            images.shape[1:],
+            10,
+            clip_values=(0, 1),
+            device_type="cpu",
+        )
+        found = kind(classifier, max_iter=steps, batch_size=len(images), verbose=False)
+        return torch.from_numpy(found.generate(images.numpy()))
+
+    return run
+
+
+TORCH = {
+    "": adv_lib,
+    "foolbox": foolbox_torch,
+    "torchattacks": torchattacks_attack,
+    "ART": art_attack,
+}
+
+
+def in_torch(weights, network, images, labels, name, steps, library):
+    """Flips as images of channels last, and passes per image forward and backward."""
+    tensors = {key.removeprefix("module."): torch.from_numpy(a) for key, a in weights.items()}
+    model = Counted(partial(NETWORKS[network], tensors)).eval()
+    batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    found = TORCH[library](name, steps)(model, batch, torch.from_numpy(labels).long())
+    passes = [model.forwards / len(images), model.backwards / len(images)]
+    return found.detach().numpy().transpose(0, 2, 3, 1), passes
+
+
+def in_jax(weights, network, images, labels, name, steps):
+    """The same by foolbox on JAX, on hullgeo's network."""
+    import foolbox
+    import jax
+    import jax.numpy as jnp
+
+    import hullgeo
+    from experiments import networks
+
+    makers = {
+        "resnet20_cifar10": networks.resnet20_linen,
+        "crown_resnet2b": networks.resnet2b_linen,
+    }
+    module, variables = makers[network](weights)
+    classifier = jax.jit(hullgeo.from_linen(module, variables, images[:1]))
+    model = foolbox.JAXModel(classifier, bounds=(0, 1), data_format="channels_last")
+    criterion = foolbox.criteria.Misclassification(jnp.asarray(labels))
+    attack = foolbox_attack(name, steps)
+    found = attack(model, jnp.asarray(images), criterion, epsilons=None)[1]
+    return np.asarray(found), [steps, steps]
+
+
 def kept(path, images):
     """Answers stored for the same images."""
     if Path(path).exists():
@@ -97,30 +195,39 @@ def kept(path, images):
     return {"asked": images}
 
 
+def timed(attack):
+    start = time.perf_counter()
+    return attack(), time.perf_counter() - start
+
+
 def main():
     images_path, weights_path, network, answers_path, *names = sys.argv[1:]
+    twice = "--twice" in names
     torch.manual_seed(0)
-    data = np.load(images_path)
-    images = torch.from_numpy(data["images"].transpose(0, 3, 1, 2).copy())
-    labels = torch.from_numpy(data["labels"]).long()
+    torch.set_num_threads(THREADS)
+    with np.load(images_path) as data:
+        images, labels = data["images"], data["labels"]
     with np.load(weights_path) as stored:
-        weights = {
-            key.removeprefix("module."): torch.from_numpy(stored[key]) for key in stored.files
-        }
-    answers = kept(answers_path, data["images"])
+        weights = dict(stored)
+    answers = kept(answers_path, images)
     for name in names:
-        if f"{name}/images" in answers:
+        if name == "--twice" or f"{name}/images" in answers:
             continue
-        method, steps = name.split(":")
-        model = Counted(partial(NETWORKS[network], weights)).eval()
-        start = time.perf_counter()
-        found = attack(method, int(steps))(model, images, labels).detach()
-        answers[f"{name}/images"] = found.numpy().transpose(0, 2, 3, 1)
-        answers[f"{name}/spent"] = np.array(
-            [model.forwards, model.backwards, time.perf_counter() - start]
-        ) / len(images)
+        library, _, rest = name.rpartition(" ")
+        method, steps = rest.split(":")
+        run = in_jax if library == "foolbox-jax" else partial(in_torch, library=library)
+        attack = partial(run, weights, network, images, labels, name=method, steps=int(steps))
+        try:
+            times = [timed(attack) for _ in range(1 + twice)]
+        except ImportError as error:
+            print(name, "left out:", error, flush=True)
+            continue
+        (found, passes), seconds = times[-1]
+        compiling = times[0][1] - seconds
+        answers[f"{name}/images"] = found
+        answers[f"{name}/spent"] = np.array([*passes, seconds / len(images), compiling])
         np.savez(answers_path, **answers)
-        print(name, "seconds an image", answers[f"{name}/spent"][2], flush=True)
+        print(name, "seconds an image", seconds / len(images), flush=True)
     print("torch", torch.__version__, "adv-lib", __import__("adv_lib").__version__)
 
 

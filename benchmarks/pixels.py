@@ -1,9 +1,10 @@
-"""Nearest flips against DDN, FMN and ALMA, and inversion, on published CIFAR-10 networks.
+"""Nearest flips against other libraries' attacks, and inversion, on published CIFAR-10 networks.
 
     HULLGEO_DATA=... python -m benchmarks.pixels --out results --peers-python VENV/bin/python
 
-The peers are AdvLib's, run by `pixel_peers.py` with a Python that has torch and adv-lib (without
-`--peers-python` they are left out). The images are the first correctly classified lossless test
+The peers are those of AdvLib, foolbox, torchattacks and ART, run by `pixel_peers.py` with a Python
+that has torch and adv-lib, and the others as far as they are installed (without `--peers-python`
+all are left out). The images are the first correctly classified lossless test
 images. Budgets count gradients per image. Success is checked on the returned arrays, in one batch
 and image by image, and failures count as infinite; the best of all methods in the run is the
 reference of the ratios. Answers are kept in `--out` as they come, and a run that was stopped goes
@@ -27,7 +28,12 @@ import numpy as np
 import hullgeo
 from experiments import data, networks
 
-PEERS = ("DDN:100", "FMN:100", "ALMA:100", "DDN:300", "FMN:300", "ALMA:300", "DeepFool:50")
+PEERS = (
+    "DDN:100", "FMN:100", "ALMA:100", "DDN:300", "FMN:300", "ALMA:300", "DeepFool:50",
+    "foolbox DDN:100", "foolbox FMN:100", "foolbox DeepFool:50", "foolbox-jax DDN:100",
+    "torchattacks CW:100", "torchattacks DeepFool:50", "ART DeepFool:50", "ART CW:10",
+)  # fmt: skip
+TIMED_PEERS = ("DDN:100", "foolbox DDN:100", "foolbox-jax DDN:100")
 CROWN_PEERS = ("DDN:100", "FMN:100", "ALMA:100", "DDN:300", "ALMA:300", "FAB:100")
 OURS = {
     "hullgeo 100": {"budget": 100},
@@ -35,6 +41,7 @@ OURS = {
     "hullgeo 300, 5 rivals": {"budget": 300, "num_rivals": 5},
     "hullgeo 300, 2 starts": {"budget": 300, "num_starts": 2},
 }
+PARTS = ("flips", "crown", "inversions", "throughput")
 BLOCK = 5  # images inverted at once: the batch waits for its slowest row
 MAKERS = {
     "resnet20_cifar10": networks.resnet20_linen,
@@ -67,16 +74,18 @@ def ask_peers(python, network, images, labels, names, out):
     """Answers and spent passes of AdvLib's attacks, by name."""
     if not python:
         return {}
+    out.mkdir(exist_ok=True)
     np.savez(out / f"images_{network}.npz", images=images, labels=labels)
     weights = Path(os.environ["HULLGEO_DATA"]) / f"{network}.npz"
     script = Path(__file__).with_name("pixel_peers.py")
     paths = [out / f"images_{network}.npz", weights, network, out / f"peers_{network}.npz"]
-    done = subprocess.run(
-        [python, str(script), *map(str, paths), *names], capture_output=True, text=True, check=True
-    )
+    command = [python, str(script), *map(str, paths), *names]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     print(done.stdout.strip(), flush=True)
     with np.load(paths[-1]) as stored:
-        return {name: (stored[f"{name}/images"], stored[f"{name}/spent"]) for name in names}
+        there = [name for name in names if f"{name}/images" in stored]
+        return {name: (stored[f"{name}/images"], stored[f"{name}/spent"]) for name in there}
 
 
 def flips(network, count, peers_python, out):
@@ -127,6 +136,35 @@ def flips(network, count, peers_python, out):
             "within_5_percent": float((ratio < 1.05).mean()),
         }
     np.savez(out / f"flips_{network}.npz", **{"best": best, **arrays})
+    return rows
+
+
+def throughput(count, peers_python, out):
+    """Images a second of attacks with 100 gradients an image in one batch, compiling apart."""
+    network = "resnet20_cifar10"
+    module, variables = MAKERS[network](data.published_weights(network))
+    classifier = hullgeo.from_linen(module, variables, data.cifar10("test").images[:8])
+    images, labels = correct_images(classifier, count)
+
+    def search():
+        start = time.perf_counter()
+        flip = jax.block_until_ready(hullgeo.nearest_flip(classifier, images, budget=100))
+        return flip.image, time.perf_counter() - start
+
+    (_, first), (found, seconds) = search(), search()
+    logits_fn = jax.jit(classifier)
+    answers = {"hullgeo 100": (found, (0, 0, seconds / count, first - seconds))}
+    names = ("--twice", *TIMED_PEERS)
+    answers |= ask_peers(peers_python, network, images, labels, names, out / "timed")
+    rows = {}
+    for name, (found, (*_, seconds, compiling)) in answers.items():
+        distance = referee(logits_fn, images, labels, found)
+        rows[name] = {
+            "images_per_second": float(1 / seconds),
+            "seconds_compiling": float(compiling),
+            "mean": float(distance.mean()),
+        }
+        print(name, rows[name], flush=True)
     return rows
 
 
@@ -203,7 +241,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="images for the flips")
     parser.add_argument("--inversions", type=int, default=32, help="images for the inversions")
     parser.add_argument("--peers-python", help="a Python with torch and adv-lib")
-    parser.add_argument("--parts", nargs="+", default=["flips", "crown", "inversions"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     peers, results = options.peers_python, {}
@@ -211,6 +249,7 @@ def main() -> None:
         "flips": lambda: flips("resnet20_cifar10", options.count, peers, options.out),
         "crown": lambda: flips("crown_resnet2b", options.count, peers, options.out),
         "inversions": lambda: inversions(options.inversions, options.out),
+        "throughput": lambda: throughput(options.count, peers, options.out),
     }
     print("jax", jax.__version__, "python", sys.version.split()[0], flush=True)
     for part in options.parts:

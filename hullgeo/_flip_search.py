@@ -21,6 +21,10 @@ Evaluate = Callable[[Any], Any]
 _CUTS = 10  # linearisations kept by the polish
 _ROUNDING = 16.0  # rounding of a logit, in units of eps times the largest logit
 _BLIND_GROWTH = 1.3  # of the radius where the gradient is zero
+_MULTIPLIER = 10.0  # first weight of the constraint; its optimum is 1 where margins are linear
+_STIFFER = 1.02  # growth of the penalty until the constraint has been met
+_RATE = 0.1  # first step per pixel, in units of the distance expected
+_CALM = 0.01  # last step, relative to the first
 _SEARCHES = 30  # evaluations to find the change of class on the ray
 _WIDENINGS = 14
 _ROUNDS = 3  # measurements of the rounding
@@ -184,7 +188,7 @@ def descend(
         flipped = problem.margin(logits) > 0
         sloped = (gradient != 0).any(-1)
         reached = problem.strongest(logits)
-        found = _better(found, points, jnp.where(flipped, distance, jnp.inf), reached, sloped)
+        found = better(found, points, jnp.where(flipped, distance, jnp.inf), reached, sloped)
         missed = ~jnp.isfinite(found.distance)
         found = found._replace(point=jnp.where(missed[:, None], points, found.point))
         own = jax.random.normal(jax.random.fold_in(key, step), (per_row, pixels), points.dtype)
@@ -198,6 +202,58 @@ def descend(
     nowhere = jnp.full_like(radius, jnp.inf)
     found = Found(problem.point(displacement), nowhere, rival, jnp.zeros_like(radius, bool))
     return lax.fori_loop(0, num_steps, body, (displacement, radius, found))[-1]
+
+
+def settle(evaluate: Evaluate, problem: Problem, scout: Found, num_steps: Array) -> Found:
+    """Augmented Lagrangian descent to one rival each, from the start again (Rony et al. 2021).
+
+    Minimises |d| / |d_scout| + P(y; mu, rho) with y the margin towards the rival relative to that
+    at the start, negated, and P = mu (y + rho y^2) where y >= 0, mu y / (1 - rho y) where y < 0
+    (arXiv:2011.11857). mu follows P' in a running average; each pixel's steps are divided by the
+    root mean square of its last gradients and fall exponentially once a flip was found: first too
+    large for any local minimum to hold them, at last small. A row without a flip starts where its
+    scout ended.
+    """
+    met = jnp.isfinite(scout.distance)
+    begin = jnp.where(met[:, None], 0, scout.point - problem.origin)
+    unit = jnp.where(met, scout.distance, _numerics.norm(begin))
+    unit = jnp.where(unit > 0, unit, 1)
+    logits = evaluate(problem.point(jnp.zeros_like(begin)))
+    gap = jnp.abs((logits * problem.cotangent(logits, scout.rival)).sum(-1))
+    gap = jnp.where(gap > 0, gap, 1)
+
+    def body(step, state):
+        displacement, square, momentum, weight, stiffness, hit, found = state
+        points = problem.point(displacement)
+        logits, towards, gradient = margin_and_gradient(evaluate, problem, points, scout.rival)
+        distance = _numerics.norm(points - problem.origin)
+        flipped = problem.margin(logits) > 0
+        reached = problem.strongest(logits)
+        sloped = (gradient != 0).any(-1)
+        found = better(found, points, jnp.where(flipped, distance, jnp.inf), reached, sloped)
+        missed = ~jnp.isfinite(found.distance)
+        found = found._replace(point=jnp.where(missed[:, None], points, found.point))
+        hit = jnp.where(flipped, jnp.minimum(hit, step), hit)
+        stiffness = jnp.where(hit > step, stiffness * _STIFFER, stiffness)
+        missing = -towards / gap
+        over, under = 1 + 2 * stiffness * missing, 1 / (1 + stiffness * jnp.abs(missing)) ** 2
+        steepness = jnp.where(missing >= 0, over, under)
+        weight = (weight + weight * steepness) / 2
+        pull = (weight * steepness * unit / gap)[:, None] * gradient
+        slope = _unit(displacement) - pull
+        square = (square + slope**2) / 2
+        momentum = momentum / 2 + slope / (jnp.sqrt(square) + 1e-8)
+        share = jnp.maximum(step - hit, 0).astype(unit.dtype) / (num_steps - hit).astype(unit.dtype)
+        rate = _RATE * _CALM**share * unit
+        moved = displacement - rate[:, None] * momentum
+        return problem.project(moved), square, momentum, weight, stiffness, hit, found
+
+    one = jnp.ones_like(unit)
+    never = jnp.zeros_like(scout.rival) + num_steps + 1
+    state = (
+        begin, jnp.ones_like(begin), jnp.zeros_like(begin), _MULTIPLIER * one, one, never, scout
+    )  # fmt: skip
+    return lax.fori_loop(0, num_steps, body, state)[-1]
 
 
 def polish(evaluate: Evaluate, problem: Problem, found: Found, num_steps: Array) -> Found:
@@ -222,7 +278,7 @@ def polish(evaluate: Evaluate, problem: Problem, found: Found, num_steps: Array)
         distance = jnp.where(near, distance, jnp.inf)
         nearer = (distance < found.distance) | jnp.isinf(found.distance)
         reach = jnp.where(nearer, 1, reach / 2)
-        found = _better(found, pulled, distance, found.rival, sloped)
+        found = better(found, pulled, distance, found.rival, sloped)
         slot = step % _CUTS
         normals = lax.dynamic_update_index_in_dim(normals, gradient, slot, 1)
         offsets = lax.dynamic_update_index_in_dim(offsets, rise - towards, slot, 1)
@@ -254,7 +310,7 @@ def _project_origin(problem: Problem, normals: Array, offsets: Array) -> Array:
     return step if problem.basis is None else problem.project(step)
 
 
-def _better(found: Found, point: Array, distance: Array, rival: Array, sloped: Array) -> Found:
+def better(found: Found, point: Array, distance: Array, rival: Array, sloped: Array) -> Found:
     nearer = distance < found.distance
     return Found(
         jnp.where(nearer[:, None], point, found.point),

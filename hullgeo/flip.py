@@ -1,12 +1,14 @@
 """The nearest image of another class: min |x - x0| over the box such that z_j(x) >= z_c(x).
 
-Three phases. *Descent*: for the nearest rivals j, ranked by the distance at which the linearised
+Four phases. *Scouting*: for the nearest rivals j, ranked by the distance at which the linearised
 logits tie within the box, the decoupled direction and norm method (Rony et al. 2019,
-arXiv:1811.09600), targeted, its radius started at that distance. *Polish*: sequential quadratic
-programming; x0 is projected onto the last linearisations of z_j - z_c within the box, each point
-pulled to the boundary along its ray. *Bracket*: bisection along the ray through the best point,
-whose two ends are then moved apart until the logits differ by more than the rounding of the
-network, so that both hold when evaluated again, alone or in any batch.
+arXiv:1811.09600), targeted, its radius started at that distance. *Settling*: from the image again,
+to the rival found nearest, an augmented Lagrangian descent (Rony et al. 2021, arXiv:2011.11857),
+which shakes off local minima. *Polish*: sequential quadratic programming; x0 is projected onto the
+last linearisations of z_j - z_c within the box, each point pulled to the boundary along its ray.
+*Bracket*: bisection along the ray through the best point, whose two ends are then moved apart until
+the logits differ by more than the rounding of the network, so that both hold when evaluated again,
+alone or in any batch.
 """
 
 import math
@@ -24,6 +26,8 @@ from hullgeo import _box, _check, _flip_search, _numerics
 from hullgeo.result import Flip, Status
 
 _MAX_CANDIDATES = 10  # classes whose linearised distance is computed
+_MAX_SCOUT = 30  # steps to tell which rival is nearest
+_MAX_POLISH = 40
 
 
 def nearest_flip(
@@ -84,8 +88,9 @@ def nearest_flip(
     lanes = min(num_rivals, candidates) * num_starts
     _check.at_least("budget", budget, candidates + 2 * lanes + 3)
     spare = jnp.asarray(budget, jnp.int32) - candidates - 1
-    polish = jnp.clip(spare // 6, 1, 40)
-    steps = _Steps((spare - polish) // lanes, polish)
+    scout = jnp.minimum(spare // (2 * lanes), _MAX_SCOUT)
+    polish = jnp.clip(spare // 12, 1, _MAX_POLISH)
+    steps = _Steps(scout, spare - lanes * scout - polish, polish)
     result = _nearest_flip(
         _box.as_pytree(classifier),
         images.reshape(size, *shape),
@@ -108,7 +113,8 @@ def nearest_flip(
 class _Steps(NamedTuple):
     """How the budget is spent; traced, so that another budget compiles nothing."""
 
-    descent: Int[Array, ""]
+    scout: Int[Array, ""]  # per lane
+    settle: Int[Array, ""]
     polish: Int[Array, ""]
 
 
@@ -141,7 +147,8 @@ def _nearest_flip(
     already = problem.margin(logits) > 0
     nearest = _flip_search.nearest_rivals(evaluate, problem, logits, candidates, num_rivals)
     begin = None if start is None else start.reshape(given.shape) - origin
-    found = _descend_lanes(evaluate, problem, nearest, begin, key, steps.descent, num_starts)
+    scout = _scout(evaluate, problem, nearest, begin, key, steps.scout, num_starts)
+    found = _flip_search.settle(evaluate, problem, scout, steps.settle)
     found = _flip_search.polish(evaluate, problem, found, steps.polish)
     flip = _flip_search.bracket(evaluate, problem, found.point)
     residual = _flip_search.kkt_residual(evaluate, problem, flip.point, flip.rival)
@@ -177,15 +184,16 @@ def _nearest_flip(
         tie_gap=choose(flip.margin, jnp.where(finite, problem.margin(logits), jnp.nan)),
         kkt_residual=choose(residual, jnp.where(already & finite, 0, jnp.nan).astype(dtype)),
         num_gradients=jnp.full_like(predicted, candidates + 1)
-        + steps.descent * num_rivals * num_starts
+        + steps.scout * num_rivals * num_starts
+        + steps.settle
         + steps.polish,
         num_evaluations=jnp.full_like(predicted, _flip_search.FORWARD + 1),
         status=status,
     )
 
 
-def _descend_lanes(evaluate, problem, nearest, begin, key, num_steps, num_starts):
-    """Descend from every start to every rival, and keep the nearest flip of each row."""
+def _scout(evaluate, problem, nearest, begin, key, num_steps, num_starts):
+    """The nearest flip of each row over the descents from every start to every rival."""
     rival, reach = nearest
     size, num_rivals = rival.shape
     lanes = size * num_rivals * num_starts

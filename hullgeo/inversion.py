@@ -187,6 +187,7 @@ def _invert(
         active=at_bound.mean(-1, dtype=flat.dtype),
         stationarity=stationarity * kept,
         num_blocked=((goal == 0) & (features > 0)).sum(-1, dtype=jnp.int32),
+        num_dead=((goal > 0) & (features == 0)).sum(-1, dtype=jnp.int32),
         num_gradients=spent,
         status=status,
     )

@@ -565,6 +565,8 @@ class Inversion(NamedTuple):
       stationarity: norm of the gradient of `|phi - t|^2 / 2` on the pixels free to follow it,
         relative to `|J| |phi - t|`; NaN where the target is reached or no Jacobian was computed.
       num_blocked: features of `image` that are positive although the target asks for exactly 0.
+      num_dead: features of `image` that are exactly 0 although the target is positive. After a ReLU
+        they have no gradient: a target with the same zeros as the start can be reached more often.
       num_gradients: gradients (or vector-Jacobian products) spent per image.
       status: a `Status` per image: `CONVERGED` where the residual is at most rtol; `NO_GRADIENT`
         where the features cannot move nearer to the target from here (`stationarity` is the
@@ -578,6 +580,7 @@ class Inversion(NamedTuple):
     active: Float[Array, "*batch"]
     stationarity: Float[Array, "*batch"]
     num_blocked: Int[Array, "*batch"]
+    num_dead: Int[Array, "*batch"]
     num_gradients: Int[Array, "*batch"]
     status: Int[Array, "*batch"]
 

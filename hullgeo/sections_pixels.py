@@ -162,14 +162,24 @@ def inversion(data: Data) -> Section:
     worst = float(found["residual"].max())
     least, most = (percent(round(float(end(found["gap_closed"])), 3)) for end in (np.min, np.max))
     steps = int(found["num_gradients"].max())
+    off = found["num_off"] > 0
+    kept_off = ""
+    if off.any():
+        farther = median(found["feature_distance"][off] / found["nearest_distance"][off]) - 1
+        kept_off = (
+            f"Units of the last hidden layer that are off for an image "
+            f"({median(found['num_off']):g} of {found['target'].shape[1]} in the median) are left "
+            f"off in its target, since no gradient switches them on; the target is farther than "
+            f"the nearest boundary point of all by {percent(max(farther, 0.0))} in the median. "
+        )
     block = Gallery(
         cards,
         f"{count} correctly classified images, from near a boundary to far from one, of which "
         f"{len(shown)} are shown. Each was "
         f"changed in pixels by {low:.2g} to {high:.2g} (Euclidean length, pixels between "
         f"{bounds[0]:g} and {bounds[1]:g}), which closed between {least} and {most} of the logit "
-        f"gap between its class and the rival. Change: red brighter, blue darker, full colour at "
-        f"{scale:.2g}.",
+        f"gap between its class and the rival. "
+        f"{kept_off}Change: red brighter, blue darker, full colour at {scale:.2g}.",
         f"Evaluated, not proved: a local search of up to {steps} gradients. It matched the "
         f"boundary point's features to 0.1 % of their length for {of(matched, count)}; the worst "
         f"missed by {percent(worst)}. Where missed, a smaller change or a closer match may exist.",
@@ -315,6 +325,15 @@ def morphs(data: Data) -> Section:
     changes, blended = (
         (np.diff(found[name], axis=1) != 0).sum(axis=1) for name in ("labels", "blend_labels")
     )
+    missing = (found["targets"] - found["features"]).astype(np.float64)[:, 1:-1]
+    off = (found["features"][:, 1:-1] == 0) & (missing > 0)
+    share = float((missing[off] ** 2).sum() / max((missing**2).sum(), np.finfo(float).tiny))
+    where = ""
+    if share > 0.5:
+        where = (
+            f" Of the squares of what is missed {percent(share)} lie in units that are off, which "
+            f"no gradient switches on."
+        )
     shown = min(count, 3)
     strips = (
         np.concatenate([found[f"blend_{name}"][:1], found[name][:shown]])
@@ -334,8 +353,8 @@ def morphs(data: Data) -> Section:
         f"Above each frame its class, in colour where it changes; below, by how much its features "
         f"miss the line, relative to their length.",
         f"Evaluated, not proved: {of(reached, inner.size, 'inner frames')} of morphs lie on the "
-        f"line to 1 %, the worst misses it by {percent(float(inner.max()))}. What happens between "
-        f"two frames was not examined beyond one change of class.",
+        f"line to 1 %, the worst misses it by {percent(float(inner.max()))}.{where} What happens "
+        f"between two frames was not examined beyond one change of class.",
     )
     return Section(
         "morphs",

@@ -1,5 +1,6 @@
 """The stages of an analysis that return images, each from saved data to saved data."""
 
+import jax
 import numpy as np
 
 from hullgeo.ambiguous import ambiguous_image
@@ -40,16 +41,27 @@ def gallery(inputs: Inputs) -> Values:
 
 
 def inversion(inputs: Inputs) -> Values:
-    """Nearest boundary points taken back to pixels, from easy to hard."""
+    """Nearest boundary points taken back to pixels, from easy to hard.
+
+    Where features are nonnegative, those that are exactly 0 stay so: a ReLU that is off passes no
+    gradient, and no search that follows gradients switches it on.
+    """
     head, classifier = head_of(inputs), inputs.data["network"]["classifier"]
     images, features = inputs.data["test"]["images"], inputs.data["features"]["test"]
     rows = _from_easy_to_hard(inputs, inputs.options["num_inversions"])
     if len(rows) == 0:
         return {"rows": rows}
     nonnegative = min(features.min(), inputs.data["features"]["train"].min()) >= 0
+    lower = 0.0 if nonnegative else None
+
+    @jax.jit
+    @jax.vmap
+    def nearest_within(features, upper):
+        return nearest_boundary_point(features, head, lower=lower, upper=upper)
 
     def invert(block):
-        near = nearest_boundary_point(features[block], head, lower=0.0 if nonnegative else None)
+        start = features[block]
+        near = nearest_within(start, np.where(nonnegative & (start == 0), 0.0, np.inf))
         found = invert_features(
             classifier.features,
             near.point,
@@ -57,7 +69,7 @@ def inversion(inputs: Inputs) -> Values:
             bounds=inputs.options["bounds"],
             max_steps=inputs.options["inversion_steps"],
         )
-        kept = ("residual", "pixel_distance", "active", "num_gradients", "status")
+        kept = ("residual", "pixel_distance", "active", "num_dead", "num_gradients", "status")
         return {
             "after": found.image,
             "after_features": found.features,
@@ -65,6 +77,8 @@ def inversion(inputs: Inputs) -> Values:
             "label": near.label,
             "rival": near.rival,
             "feature_distance": near.distance,
+            "num_off": (start == 0).sum(axis=1) if nonnegative else np.zeros(len(start), int),
+            "nearest_distance": nearest_boundary_point(start, head, lower=lower).distance,
         } | {name: getattr(found, name) for name in kept}
 
     values = inputs.chunks(invert, rows, _FEW)

@@ -67,6 +67,26 @@ def test_a_target_that_no_image_has_is_missed_by_as_little_as_possible():
         assert found.residual[row] < 1.001 * least
 
 
+def shut(matrix, shift, images):
+    return jnp.maximum(linear(matrix, images) - shift[None], 0)
+
+
+def test_a_unit_that_is_off_is_told_apart():
+    features, images, _ = problem(dim=3)
+    values = np.asarray(features(images))
+    shift = np.append(values[:, :2].min(0), values[:, 2].max()) + np.float32([-1, -1, 1])
+    features = Partial(shut, features.args[0], shift)
+    start = np.asarray(features(images))
+    assert (start[:, 2] == 0).all()
+    target = start * np.float32(1.01) + np.float32([0.01, 0.01, 0])
+    within = invert_features(features, target, images)
+    assert (within.status == Status.CONVERGED).all()
+    assert (within.num_dead == 0).all()
+    beyond = invert_features(features, target + np.float32([0, 0, 1]), images)
+    assert (beyond.status == Status.NO_GRADIENT).all()
+    assert (beyond.num_dead == 1).all()
+
+
 def test_a_nan_row_leaves_the_others_right():
     features, images, target = problem()
     clean = invert_features(features, target, images)

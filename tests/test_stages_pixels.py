@@ -20,6 +20,11 @@ def small_features(weights, images):
     return jax.nn.softplus(jnp.matmul(flat, weights, precision="highest"))
 
 
+def shifted_relu(weights, images):
+    flat = images.reshape(*images.shape[:-3], -1)
+    return jax.nn.relu(jnp.matmul(flat, weights, precision="highest") - 0.2)
+
+
 def example():
     """A network, images, and the stages that those of images read."""
     rng = np.random.default_rng(0)
@@ -117,6 +122,29 @@ def test_inversion_targets_are_nearest_boundary_points(data):
     section = sections_pixels.inversion(about(data, inversion=found))
     assert_told(section, 1)
     assert section.summary["num_matched"] == reached.sum()
+
+
+def test_units_that_are_off_stay_off_in_targets(data):
+    weights = data["network"]["classifier"].features.args[0]
+    features = jax.tree_util.Partial(shifted_relu, weights)
+    phi = np.asarray(features(data["test"]["images"]))
+    assert (phi == 0).any(axis=1).any()
+    classifier = hullgeo.Classifier(features, data["network"]["classifier"].head)
+    predicted = np.asarray(classifier(data["test"]["images"])).argmax(axis=1)
+    changed = {
+        "network": {"classifier": classifier},
+        "features": {"test": phi, "train": phi},
+        "accuracy": {"test_predicted": predicted},
+        "test": {"images": data["test"]["images"], "labels": predicted},
+    }
+    found = stages_pixels.inversion(inputs(data | changed, num_inversions=6))
+    start = phi[found["rows"]]
+    assert (found["target"][start == 0] == 0).all()
+    np.testing.assert_array_equal(found["num_off"], (start == 0).sum(axis=1))
+    assert (found["feature_distance"] >= found["nearest_distance"] * (1 - 1e-6)).all()
+    section = sections_pixels.inversion(about(data | changed, inversion=found))
+    assert_told(section, 1)
+    assert "off in its target" in section.blocks[0].seen
 
 
 def test_morphs_join_images_of_different_classes(data):
