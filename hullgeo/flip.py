@@ -27,7 +27,7 @@ from hullgeo.result import Flip, Status
 
 _MAX_CANDIDATES = 10  # classes whose linearised distance is computed
 _MAX_SCOUT = 30  # steps to tell which rival is nearest
-_MAX_POLISH = 40
+_MAX_POLISH = 24
 
 
 def nearest_flip(
@@ -89,7 +89,7 @@ def nearest_flip(
     _check.at_least("budget", budget, candidates + 2 * lanes + 3)
     spare = jnp.asarray(budget, jnp.int32) - candidates - 1
     scout = jnp.minimum(spare // (2 * lanes), _MAX_SCOUT)
-    polish = jnp.clip(spare // 12, 1, _MAX_POLISH)
+    polish = jnp.clip(spare // 8, 1, _MAX_POLISH)
     steps = _Steps(scout, spare - lanes * scout - polish, polish)
     result = _nearest_flip(
         _box.as_pytree(classifier),

@@ -362,3 +362,21 @@ def test_a_saturated_network_is_flipped_nearer_by_homotopy():
     flip = nearest_flip(classifier, images, start=start)
     assert (np.asarray(classifier(flip.image)).argmax(-1) == 1).all()
     assert np.median(flip.distance) < 0.75 * np.median(plain.distance)
+
+
+def rescaled(parameters, images):
+    scale, inner = parameters
+    return two_layer(inner, images / scale) * 1e6
+
+
+def test_pixels_and_logits_of_any_scale_give_the_same_flips():
+    rng = np.random.default_rng(8)
+    images = rng.uniform(size=(ROWS, *SHAPE)).astype(np.float32)
+    parameters = random_two_layer(3)
+    plain = nearest_flip(Partial(two_layer, parameters), images)
+    assert (plain.status == Status.CONVERGED).all()
+    scale = np.float32(256)  # a power of two changes no rounding of the pixels
+    classifier = Partial(rescaled, (scale, parameters))
+    large = nearest_flip(classifier, images * scale, bounds=(0, 256))
+    np.testing.assert_allclose(large.distance / scale, plain.distance, rtol=1e-3)
+    np.testing.assert_array_equal(large.rival, plain.rival)
