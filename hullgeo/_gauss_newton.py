@@ -3,7 +3,8 @@
 Each step solves min |x + d - a|^2 with J d = t - phi(x) and x + d in the box (`_box.least_norm`),
 for the Jacobian at x, for a running average of Jacobians, which sees past the kinks of ReLU, and
 twice with damping (Levenberg and Marquardt), which comes nearer to targets that no image in the box
-has; the best of several step lengths is kept. The anchor a is x itself while the residual is too
+has; the best of several step lengths is kept, damped only where the others gain next to nothing:
+the least residual after each step is not the shortest way to none. The anchor a is x itself while the residual is too
 large (the shortest step that would repair it), and the start x0 once it is small (the projection of
 x0 onto the linearised solution set: a walk along the null space of J towards the start).
 """
@@ -21,6 +22,7 @@ from hullgeo._convolution import canonical
 
 _RIDGES = (1e-6, 1e-6, 1e-4, 1e-2)  # of the two exact systems, and of two damped ones
 _LENGTHS = tuple(2.0**-k for k in range(10))
+_WORTHWHILE = 0.98  # residual after an exact step, relative, above which the damped ones count too
 _CHUNK = 16  # rows of the Jacobian computed at once
 _SLACK = 10.0  # growth of the residual allowed to a step along the manifold
 _PATIENCE = 3  # repairs after which such a step counts as failed
@@ -88,6 +90,7 @@ def solve(
     At most `max_steps` Jacobians per row, of which at most `polish_steps` once it is reached.
     """
     lengths = jnp.asarray(_LENGTHS, start.dtype)
+    undamped = (jnp.arange(len(_RIDGES) * len(_LENGTHS)) < 2 * len(_LENGTHS))[:, None]
     size = start.shape[0]
 
     def relative(features):
@@ -145,6 +148,8 @@ def solve(
         values = jnp.where(jnp.isfinite(values), values, jnp.inf)
         far = jax.vmap(lambda point: _numerics.norm(point - origin))(trial)
         allowed = values <= _SLACK * rtol
+        exact = jnp.where(undamped, values, jnp.inf).min(0) < _WORTHWHILE * residual
+        values = jnp.where(exact[None] & ~undamped, jnp.inf, values)
         merit = jnp.where(towards[None], jnp.where(allowed, far, jnp.inf), values)
         choice = lax.argmin(merit, 0, jnp.int32)
         chosen = jnp.take_along_axis(trial, choice[None, :, None], axis=0)[0]

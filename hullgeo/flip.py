@@ -27,6 +27,7 @@ from hullgeo.result import Flip, Status
 
 _MAX_CANDIDATES = 10  # classes whose linearised distance is computed
 _MAX_SCOUT = 30  # steps to tell which rival is nearest
+_MIN_SETTLE = 30  # fewer steps of that descent find nothing nearer
 _MAX_POLISH = 24
 
 
@@ -88,9 +89,12 @@ def nearest_flip(
     lanes = min(num_rivals, candidates) * num_starts
     _check.at_least("budget", budget, candidates + 2 * lanes + 3)
     spare = jnp.asarray(budget, jnp.int32) - candidates - 1
-    scout = jnp.minimum(spare // (2 * lanes), _MAX_SCOUT)
     polish = jnp.clip(spare // 8, 1, _MAX_POLISH)
-    steps = _Steps(scout, spare - lanes * scout - polish, polish)
+    scout = jnp.minimum(spare // (2 * lanes), _MAX_SCOUT)
+    settle = spare - polish - lanes * scout
+    scout = jnp.where(settle < _MIN_SETTLE, (spare - polish) // lanes, scout)
+    settle = jnp.where(settle < _MIN_SETTLE, 0, settle)
+    steps = _Steps(scout, settle, polish)
     result = _nearest_flip(
         _box.as_pytree(classifier),
         images.reshape(size, *shape),
