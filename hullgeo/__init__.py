@@ -74,4 +74,4 @@ from hullgeo.ties import tie_point as tie_point
 from hullgeo.trace import segment_path as segment_path
 from hullgeo.trace import trace_segment as trace_segment
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev1"

@@ -4,9 +4,10 @@ Each step solves min |x + d - a|^2 with J d = t - phi(x) and x + d in the box (`
 for the Jacobian at x, for a running average of Jacobians, which sees past the kinks of ReLU, and
 twice with damping (Levenberg and Marquardt), which comes nearer to targets that no image in the box
 has; the best of several step lengths is kept, damped only where the others gain next to nothing:
-the least residual after each step is not the shortest way to none. The anchor a is x itself while the residual is too
-large (the shortest step that would repair it), and the start x0 once it is small (the projection of
-x0 onto the linearised solution set: a walk along the null space of J towards the start).
+the least residual after each step is not the shortest way to none. The anchor a is x itself while
+the residual is too large (the shortest step that would repair it), and the start x0 once it is
+small (the projection of x0 onto the linearised solution set: a walk along the null space of J
+towards the start).
 """
 
 from collections.abc import Callable
