@@ -204,21 +204,22 @@ def descend(
     return lax.fori_loop(0, num_steps, body, (displacement, radius, found))[-1]
 
 
-def settle(evaluate: Evaluate, problem: Problem, scout: Found, num_steps: Array) -> Found:
+def settle(
+    evaluate: Evaluate, problem: Problem, logits: Array, scout: Found, num_steps: Array
+) -> Found:
     """Augmented Lagrangian descent to one rival each, from the start again (Rony et al. 2021).
 
-    Minimises |d| / |d_scout| + P(y; mu, rho) with y the margin towards the rival relative to that
-    at the start, negated, and P = mu (y + rho y^2) where y >= 0, mu y / (1 - rho y) where y < 0
-    (arXiv:2011.11857). mu follows P' in a running average; each pixel's steps are divided by the
-    root mean square of its last gradients and fall exponentially once a flip was found: first too
-    large for any local minimum to hold them, at last small. A row without a flip starts where its
-    scout ended.
+    Minimises |d| / |d_scout| + P(y; mu, rho) with y the margin towards the rival, negated, relative
+    to that at the start, whose `logits` are given, and P = mu (y + rho y^2) where y >= 0,
+    mu y / (1 - rho y) where y < 0 (arXiv:2011.11857). mu follows P' in a running average; each
+    pixel's steps are divided by the root mean square of its last gradients and fall exponentially
+    once a flip was found: first too large for any local minimum to hold them, at last small. A row
+    without a flip starts where its scout ended.
     """
     met = jnp.isfinite(scout.distance)
     begin = jnp.where(met[:, None], 0, scout.point - problem.origin)
     unit = jnp.where(met, scout.distance, _numerics.norm(begin))
     unit = jnp.where(unit > 0, unit, 1)
-    logits = evaluate(problem.point(jnp.zeros_like(begin)))
     gap = jnp.abs((logits * problem.cotangent(logits, scout.rival)).sum(-1))
     gap = jnp.where(gap > 0, gap, 1)
 

@@ -152,7 +152,7 @@ def _nearest_flip(
     nearest = _flip_search.nearest_rivals(evaluate, problem, logits, candidates, num_rivals)
     begin = None if start is None else start.reshape(given.shape) - origin
     scout = _scout(evaluate, problem, nearest, begin, key, steps.scout, num_starts)
-    found = _flip_search.settle(evaluate, problem, scout, steps.settle)
+    found = _flip_search.settle(evaluate, problem, logits, scout, steps.settle)
     found = _flip_search.polish(evaluate, problem, found, steps.polish)
     flip = _flip_search.bracket(evaluate, problem, found.point)
     residual = _flip_search.kkt_residual(evaluate, problem, flip.point, flip.rival)
