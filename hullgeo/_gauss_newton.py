@@ -23,6 +23,7 @@ from hullgeo._convolution import canonical
 
 _RIDGES = (1e-6, 1e-6, 1e-4, 1e-2)  # of the two exact systems, and of two damped ones
 _LENGTHS = tuple(2.0**-k for k in range(10))
+_MEMORY = 0.7  # weight of the former average of Jacobians
 _WORTHWHILE = 0.98  # residual after an exact step, relative, above which the damped ones count too
 _CHUNK = 16  # rows of the Jacobian computed at once
 _SLACK = 10.0  # growth of the residual allowed to a step along the manifold
@@ -126,7 +127,7 @@ def solve(
         trust = jnp.where(progress & (state.residual <= rtol), jnp.minimum(2 * trust, 1), trust)
         towards = reached & ~lost
         first = state.step == 0
-        average = jnp.where(first, matrix, (state.average + matrix) / 2)
+        average = jnp.where(first, matrix, _MEMORY * state.average + (1 - _MEMORY) * matrix)
         anchor = jnp.where(towards[:, None], origin, points)
 
         def step_of(system):
