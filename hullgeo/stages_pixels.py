@@ -43,8 +43,8 @@ def gallery(inputs: Inputs) -> Values:
 def inversion(inputs: Inputs) -> Values:
     """Nearest boundary points taken back to pixels, from easy to hard.
 
-    Where features are nonnegative, those that are exactly 0 stay so: a ReLU that is off passes no
-    gradient, and no search that follows gradients switches it on.
+    Where features are nonnegative, those that are exactly 0 stay so, if any boundary is met that
+    way: a ReLU that is off passes no gradient, and no search that follows gradients switches it on.
     """
     head, classifier = head_of(inputs), inputs.data["network"]["classifier"]
     images, features = inputs.data["test"]["images"], inputs.data["features"]["test"]
@@ -61,7 +61,13 @@ def inversion(inputs: Inputs) -> Values:
 
     def invert(block):
         start = features[block]
-        near = nearest_within(start, np.where(nonnegative & (start == 0), 0.0, np.inf))
+        nearest = nearest_boundary_point(start, head, lower=lower)
+        off = nonnegative & (start == 0)
+        near = nearest_within(start, np.where(off, 0.0, np.inf))
+        met = np.isfinite(near.distance)
+        near = jax.tree.map(
+            lambda a, b: np.where(met.reshape(-1, *(1,) * (a.ndim - 1)), a, b), near, nearest
+        )
         found = invert_features(
             classifier.features,
             near.point,
@@ -77,8 +83,8 @@ def inversion(inputs: Inputs) -> Values:
             "label": near.label,
             "rival": near.rival,
             "feature_distance": near.distance,
-            "num_off": (start == 0).sum(axis=1) if nonnegative else np.zeros(len(start), int),
-            "nearest_distance": nearest_boundary_point(start, head, lower=lower).distance,
+            "num_off": np.where(met, off.sum(axis=1), 0),
+            "nearest_distance": nearest.distance,
         } | {name: getattr(found, name) for name in kept}
 
     values = inputs.chunks(invert, rows, _FEW)

@@ -25,6 +25,10 @@ def shifted_relu(weights, images):
     return jax.nn.relu(jnp.matmul(flat, weights, precision="highest") - 0.2)
 
 
+def far_shifted_relu(weights, images):
+    return shifted_relu(weights, images) * 0.0
+
+
 def example():
     """A network, images, and the stages that those of images read."""
     rng = np.random.default_rng(0)
@@ -145,6 +149,31 @@ def test_units_that_are_off_stay_off_in_targets(data):
     section = sections_pixels.inversion(about(data | changed, inversion=found))
     assert_told(section, 1)
     assert "off in its target" in section.blocks[0].seen
+
+
+def test_where_all_units_are_off_the_nearest_boundary_point_is_the_target(data):
+    weights = data["network"]["classifier"].features.args[0]
+    features = jax.tree_util.Partial(far_shifted_relu, weights)
+    images = data["test"]["images"]
+    phi = np.asarray(features(images))
+    assert (phi == 0).all()
+    kernel = data["network"]["classifier"].head.kernel
+    classifier = hullgeo.Classifier(features, hullgeo.LinearHead(kernel, np.float32([0.3, 0.1, 0])))
+    predicted = np.zeros(len(images), int)
+    changed = {
+        "network": {"classifier": classifier},
+        "features": {"test": phi, "train": phi},
+        "accuracy": {"test_predicted": predicted},
+        "test": {"images": images, "labels": predicted},
+    }
+    found = stages_pixels.inversion(inputs(data | changed))
+    assert (found["num_off"] == 0).all()
+    assert np.isfinite(found["target"]).all()
+    np.testing.assert_array_equal(found["feature_distance"], found["nearest_distance"])
+    assert (found["num_dead"] > 0).all()
+    section = sections_pixels.inversion(about(data | changed, inversion=found))
+    assert_told(section, 1)
+    assert "off in its target" not in section.blocks[0].seen
 
 
 def test_morphs_join_images_of_different_classes(data):
