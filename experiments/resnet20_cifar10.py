@@ -21,7 +21,7 @@ time on AMD EPYC cores: 13 minutes for resnet20, of which the images take four, 
 
 With `--num-flips 1000 --num-inversions 200 --num-morphs 20 --num-ties 20` too, the images of
 resnet20 take two hours of a shared core: the nearest flips of the 921 classified correctly are
-0.089 away (mean; median 0.084), 123 of 200 boundary points are matched to 0.1 %, 139 of 140 inner
+0.089 away (mean; median 0.085), 123 of 200 boundary points are matched to 0.1 %, 139 of 140 inner
 frames of morphs lie within 1 % of their line, and two, three and four classes tie near each of 20
 images. Those of resnet2b take 13 minutes: the nearest flips of the 720 classified correctly are
 0.41 away (median 0.37), 190 of 200 boundary points are matched (with the 62 of 100 features that
