@@ -4,11 +4,11 @@
 
 The peers are those of AdvLib, foolbox, torchattacks and ART, run by `pixel_peers.py` with a Python
 that has torch and adv-lib, and the others as far as they are installed (without `--peers-python`
-all are left out). The images are the first correctly classified lossless test
-images. Budgets count gradients per image. Success is checked on the returned arrays, in one batch
-and image by image, and failures count as infinite; the best of all methods in the run is the
-reference of the ratios. Answers are kept in `--out` as they come, and a run that was stopped goes
-on with those of the same images. docs/pixels.md has the numbers and the time they took.
+all are left out). The images are the first correctly classified lossless test images. Budgets count
+gradients per image. Success is checked on the returned arrays, in one batch and image by image, and
+failures count as infinite; the best of all methods in the run is the reference of the ratios.
+Answers are kept in `--out` as they come, and a run that was stopped goes on with those of the same
+images. docs/pixels.md has the numbers.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def referee(logits_fn, images, labels, found):
 
 
 def ask_peers(python, network, images, labels, names, out):
-    """Answers and spent passes of AdvLib's attacks, by name."""
+    """Answers and spent passes of the peers, by name; of those that are installed."""
     if not python:
         return {}
     out.mkdir(exist_ok=True)
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=100, help="images for the flips")
     parser.add_argument("--inversions", type=int, default=32, help="images for the inversions")
-    parser.add_argument("--peers-python", help="a Python with torch and adv-lib")
+    parser.add_argument("--peers-python", help="a Python with torch, adv-lib and the rest")
     parser.add_argument("--parts", nargs="+", default=list(PARTS))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -188,7 +188,7 @@ def descend(
         flipped = problem.margin(logits) > 0
         sloped = (gradient != 0).any(-1)
         reached = problem.strongest(logits)
-        found = better(found, points, jnp.where(flipped, distance, jnp.inf), reached, sloped)
+        found = _better(found, points, jnp.where(flipped, distance, jnp.inf), reached, sloped)
         missed = ~jnp.isfinite(found.distance)
         found = found._replace(point=jnp.where(missed[:, None], points, found.point))
         own = jax.random.normal(jax.random.fold_in(key, step), (per_row, pixels), points.dtype)
@@ -231,7 +231,7 @@ def settle(
         flipped = problem.margin(logits) > 0
         reached = problem.strongest(logits)
         sloped = (gradient != 0).any(-1)
-        found = better(found, points, jnp.where(flipped, distance, jnp.inf), reached, sloped)
+        found = _better(found, points, jnp.where(flipped, distance, jnp.inf), reached, sloped)
         missed = ~jnp.isfinite(found.distance)
         found = found._replace(point=jnp.where(missed[:, None], points, found.point))
         hit = jnp.where(flipped, jnp.minimum(hit, step), hit)
@@ -279,7 +279,7 @@ def polish(evaluate: Evaluate, problem: Problem, found: Found, num_steps: Array)
         distance = jnp.where(near, distance, jnp.inf)
         nearer = (distance < found.distance) | jnp.isinf(found.distance)
         reach = jnp.where(nearer, 1, reach / 2)
-        found = better(found, pulled, distance, found.rival, sloped)
+        found = _better(found, pulled, distance, found.rival, sloped)
         slot = step % _CUTS
         normals = lax.dynamic_update_index_in_dim(normals, gradient, slot, 1)
         offsets = lax.dynamic_update_index_in_dim(offsets, rise - towards, slot, 1)
@@ -311,7 +311,7 @@ def _project_origin(problem: Problem, normals: Array, offsets: Array) -> Array:
     return step if problem.basis is None else problem.project(step)
 
 
-def better(found: Found, point: Array, distance: Array, rival: Array, sloped: Array) -> Found:
+def _better(found: Found, point: Array, distance: Array, rival: Array, sloped: Array) -> Found:
     nearer = distance < found.distance
     return Found(
         jnp.where(nearer[:, None], point, found.point),
