@@ -37,6 +37,8 @@ from hullgeo import _check, _numerics
 _U32 = 2.0**-24
 _CHUNK_BYTES = 2**20  # rows of a chunk: they are copied before they are multiplied
 _SLICES = (8, 16)  # slices of a chunk: few enough for scores in cache and short code
+_CHUNK_ROWS = 2**16  # the same on accelerators
+_UNROLLED = 16
 _STRIDE = 8  # the sample holds every eighth vertex
 _SMALLEST_SAMPLED = 1024
 _SMALLEST_COARSE = 2**21  # entries of vertices from which pricing decides about the time
@@ -108,7 +110,7 @@ class Hull(NamedTuple):
       vertices: the caller's rows in their own type.
       center: a vector near their mean, in the same type.
       exponent: the power of two by which centred rows are divided.
-      rows: `(v - center) / 2**exponent` rounded to float32, padded with zero rows.
+      rows: `(v - center) / 2**exponent` rounded to float32, in chunks, padded with zero rows.
       coarse: `rows` in bfloat16, for passes that only name candidates; empty where that is slower.
       sample: every eighth row, padded, for the first passes; empty where there are few vertices.
       radius: at least the norm of every exact centred, scaled row.
@@ -119,9 +121,9 @@ class Hull(NamedTuple):
     vertices: Float[Array, "vertices dim"]
     center: Float[Array, " dim"]
     exponent: Int[Array, ""]
-    rows: Float[Array, "rows dim"]
-    coarse: Float[Array, "rounded dim"]
-    sample: Float[Array, "sampled dim"]
+    rows: Float[Array, "chunks size dim"]
+    coarse: Float[Array, "rounded_chunks rounded_size dim"]
+    sample: Float[Array, "sampled_chunks sampled_size dim"]
     radius: Float[Array, ""]
     flushed: Float[Array, ""]
     constant: Bool[Array, " dim"]
@@ -257,7 +259,7 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
         classes = num_classes(num)
         few = num < _SMALLEST_SAMPLED
         named = jnp.bfloat16 if coarse else jnp.float32
-        nothing = jnp.zeros((0, dim), named)
+        nothing = jnp.zeros((0, 0, dim), named)
         rows, sampled = _pad(rows, classes), rows[::_STRIDE].astype(named)
         return Hull(
             vertices=vertices,
@@ -306,25 +308,27 @@ def flushed(array: Array, exponent: Array) -> Array:
     return array.shape[-1] ** 0.5 * bound
 
 
-def _plan(num_rows: int, dim: int, classes: int) -> tuple[int, int]:
-    """Chunks, and slices of a chunk: padded rows = chunks * slices * classes, little padding."""
+def _pad(rows: Array, classes: int) -> Array:
+    """Rows as `(chunks, size, dim)`, padded with zero rows; `size` is a multiple of `classes`.
+
+    A chunk of the CPU is short: its scores stay in cache, and its slices are unrolled. Accelerators
+    want few and large products.
+    """
+    num_rows, dim = rows.shape
     least, most = _SLICES
     most = min(most, max(least, _CHUNK_BYTES // (4 * dim * classes)))
+    if jax.default_backend() != "cpu":
+        most = _CHUNK_ROWS // classes
     chunks = max(1, -(-num_rows // (most * classes)))
-    return chunks, -(-num_rows // (chunks * classes))
-
-
-def _pad(rows: Array, classes: int) -> Array:
-    num_rows, dim = rows.shape
-    chunks, slices = _plan(num_rows, dim, classes)
-    return jnp.pad(rows, ((0, chunks * slices * classes - num_rows), (0, 0)))
+    size = -(-num_rows // (chunks * classes)) * classes
+    padded = jnp.pad(rows, ((0, chunks * size - num_rows), (0, 0)))
+    return padded.reshape(chunks, size, dim)
 
 
 def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: Array) -> Screened:
     """Scores as `(rows, lanes)`, so that minima over rows are elementwise between slices."""
-    lanes, dim = direction.shape
-    chunks, slices = _plan(num_rows, dim, classes)
-    size = slices * classes
+    chunks, size, dim = rows.shape
+    lanes, slices = direction.shape[0], size // classes
     columns = direction.T.astype(rows.dtype)
     slots = masked.T
     lane = jnp.arange(lanes, dtype=jnp.int32)[None, :]
@@ -334,6 +338,13 @@ def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: 
         scores = _numerics.product(block, columns, jnp.float32)
         local = jnp.where(slots < start, jnp.int32(size), slots - start)
         scores = scores.at[local, lane].set(jnp.inf, mode="drop").reshape(slices, classes, lanes)
+        if slices > _UNROLLED:
+            number = jnp.arange(slices, dtype=jnp.int32)[:, None, None]
+            place = number * classes + row[None] + start
+            scores = jnp.where(place < num_rows, scores, jnp.inf)
+            best = jnp.min(scores, axis=0)
+            far = jnp.int32(chunks * size)
+            return best, jnp.min(jnp.where(scores == best[None], place, far), axis=0)
         # Padding rows are never the least: only the last slices can hold any.
         sliced = [
             jnp.where(row + (number * classes + start) < num_rows, scores[number], jnp.inf)
@@ -352,13 +363,12 @@ def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: 
         return best, which * classes + row + start
 
     if chunks == 1:
-        best, which = chunk(jnp.int32(0), rows)
+        best, which = chunk(jnp.int32(0), rows[0])
     else:
 
         def body(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            start = number.astype(jnp.int32) * size
-            block = lax.dynamic_slice(rows, (start, jnp.int32(0)), (size, dim))
-            value, index = chunk(start, block)
+            block = lax.dynamic_index_in_dim(rows, number, keepdims=False)
+            value, index = chunk(number.astype(jnp.int32) * size, block)
             better = value < carry[0]
             return jnp.where(better, value, carry[0]), jnp.where(better, index, carry[1])
 

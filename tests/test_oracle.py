@@ -31,7 +31,8 @@ def test_every_class_names_its_least_unmasked_vertex(num, dim, phase):
     found = hull.screen(jnp.asarray(direction), jnp.asarray(masked), phase=phase)
 
     candidates = np.arange(0, num, stride)
-    scores = np.asarray(hull.rows)[candidates].astype(np.float64) @ direction.T.astype(np.float64)
+    rows = np.asarray(hull.rows).reshape(-1, dim)[candidates]
+    scores = rows.astype(np.float64) @ direction.T.astype(np.float64)
     for lane in range(3):
         allowed = ~np.isin(candidates, masked[lane])
         value = np.asarray(found.value)[lane]
@@ -53,7 +54,7 @@ def test_screened_values_are_within_their_error_bound(scale, offset):
     unit = RNG.standard_normal((1, 6))
     unit /= np.linalg.norm(unit)
     direction = unit.astype(np.float32)
-    rows = np.asarray(hull.rows)[:40]
+    rows = np.asarray(hull.rows).reshape(-1, 6)[:40]
     screened = rows @ direction[0]
     bound = float(hull.error(jnp.asarray(unit), jnp.asarray(direction))[0])
     center = [Fraction(float(value)) for value in np.asarray(hull.center)]
