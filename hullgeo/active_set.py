@@ -11,11 +11,14 @@ basis S are the slots with y > 0. A sweep tableau T holds what its changes need,
 
     T_SS = -inv(H_SS),   T_NS = H_NS inv(H_SS),   T_NN = H_NN - H_NS inv(H_SS) H_SN,
 
-so that one slot enters or leaves by a rank-1 update. T is carried from pass to pass, and its
-rounding does no lasting harm: every pass solves for the *change* of y against residuals that are
+so that slot p enters or leaves by the rank-1 update T - a a' / T_pp, where a is row p of T less its
+unit vector (entering) or plus it (leaving). A move computes its a alone, and T follows for a block
+of moves at once: memory, not arithmetic, is what a move costs. T is carried from pass to pass, and
+its rounding does no lasting harm: every pass solves for the *change* of y against residuals that are
 computed afresh from the rows.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from hullgeo._numerics import HIGHEST
 
 _LEAST = 2.0**-126  # stands in for zero in a divisor
+_BLOCK = 16  # sweeps between two updates of the table
 
 
 class ActiveSet(NamedTuple):
@@ -45,6 +49,32 @@ class ActiveSet(NamedTuple):
     value: Float[Array, "lanes slots"]
     table: Float[Array, "lanes slots slots"]
     rows: Float[Array, "lanes slots dim"]
+
+
+class _Sweeps(NamedTuple):
+    """State of `solve`; the table itself waits for the end of the block.
+
+    Attributes:
+      factor: a of each sweep of the block, `(block, lanes, slots)`.
+      inverse: its 1 / T_pp, 0 where nothing was swept.
+      diagonal: of the table, up to date.
+      basic: as in `ActiveSet`, like `value`.
+      value: see `basic`.
+      trial: as `insert` starts it.
+      live: lanes that go on.
+      count: moves of each lane.
+      sweep: number of sweeps.
+    """
+
+    factor: Array
+    inverse: Array
+    diagonal: Array
+    basic: Array
+    value: Array
+    trial: Array
+    live: Array
+    count: Array
+    sweep: Array
 
 
 def empty(like: Float[Array, "lanes dim"], slots: int) -> ActiveSet:
@@ -138,8 +168,10 @@ def insert(
     column = jnp.where(basic, -swept[:, :, :-1], gram - swept[:, :, :-1])
     on_basis = jnp.where(basic, column, 0)  # inv(H_SS) H_S,new
     clipped = jnp.minimum(slot, slots - 1)
+    # The barrier keeps the transposition out of the product, which would be slow.
+    turned = lax.optimization_barrier(jnp.swapaxes(on_basis, 1, 2))
     among = jnp.take_along_axis(gram, clipped[:, :, None], axis=1) - jnp.einsum(
-        "bma,bmc->bac", on_basis, gram, precision=HIGHEST
+        "bam,bmc->bac", turned, gram, precision=HIGHEST
     )
     column = jnp.swapaxes(column.at[lane, slot].set(among, mode="drop"), 1, 2)
     table = active.table.at[lane, slot].set(column, mode="drop")
@@ -184,20 +216,7 @@ def solve(
     order = jnp.arange(slots, dtype=jnp.int32)[None, :]
     tiny = constant * (2.0**-12 if active.rows.dtype == jnp.float32 else 2.0**-26)
 
-    class Sweeping(NamedTuple):
-        table: Array  # its diagonal is kept apart and written back once
-        diagonal: Array
-        basic: Array
-        value: Array
-        trial: Array
-        live: Array
-        count: Array
-        sweep: Array
-
-    def going(state: Sweeping) -> Array:
-        return (state.sweep < max_sweeps) & jnp.any(state.live)
-
-    def sweep(state: Sweeping) -> Sweeping:
+    def sweep(table: Array, first: Any, state: _Sweeps) -> _Sweeps:
         value, trial, diagonal, basic = state.value, state.trial, state.diagonal, state.basic
         blocked = basic & (trial <= 0)
         ratio = jnp.where(blocked, value / jnp.maximum(value - trial, _LEAST), jnp.inf)
@@ -218,12 +237,16 @@ def solve(
         pivot = jnp.min(jnp.where(merit == best[:, None], order, slots - 1), axis=1)
         live = state.live & (infeasible | (best > 0))
         at = pivot[:, None]
-        row = jnp.take_along_axis(state.table, at[:, :, None], axis=1)[:, 0]
-        row = jnp.where(live[:, None], row, 0)
+        here = order == at
         divisor = jnp.take_along_axis(diagonal, at, axis=1)
+        row = jnp.take_along_axis(table, at[:, :, None], axis=1)[:, 0]
+        applied = jnp.take_along_axis(state.factor, at[None], axis=2)[:, :, 0] * state.inverse
+        for number in range(_BLOCK):
+            row = row - applied[number][:, None] * state.factor[number]
+        row = jnp.where(live[:, None], jnp.where(here, divisor, row), 0)
+        row = lax.optimization_barrier(row)  # else each of its uses sums again
         cost = jnp.take_along_axis(trial, at, axis=1)
         slides = (live & ~infeasible)[:, None] & (divisor <= tiny[:, None])
-        here = order == at
         limit = jnp.where(basic & (row > 0), value / jnp.maximum(row, _LEAST), jnp.inf)
         slid = jnp.minimum(
             jnp.min(limit, axis=1, keepdims=True), cost / jnp.maximum(divisor, _LEAST)
@@ -233,17 +256,7 @@ def solve(
         divisor = jnp.where(live[:, None] & ~slides, divisor, 1)
         hit = here & live[:, None] & ~slides
         sign = jnp.where(infeasible, -1, 1).astype(row.dtype)[:, None]
-        scaled = jnp.where(slides, 0, row / divisor)
-        edge = sign * scaled
-        table = jnp.where(
-            hit[:, :, None],
-            edge[:, None, :],
-            jnp.where(
-                hit[:, None, :],
-                edge[:, :, None],
-                state.table - row[:, :, None] * scaled[:, None, :],
-            ),
-        )
+        inverse = jnp.where(live[:, None] & ~slides, 1 / divisor, 0)
         entered = jnp.where(hit, sign * change + value, trial - row * change)
         # Sliding: the pivot takes on `change`, the basis gives it, one of them all it has.
         cost_left = jnp.maximum(cost - jnp.maximum(divisor, 0) * change, 0)
@@ -255,9 +268,13 @@ def solve(
             jnp.where(basic, after, jnp.where(here, value + change, value)),
             jnp.where(hit & infeasible[:, None], 0, value),
         )
-        return Sweeping(
-            table=table,
-            diagonal=jnp.where(hit, -1 / divisor, diagonal - row * scaled),
+        place = state.sweep - first
+        return _Sweeps(
+            factor=lax.dynamic_update_index_in_dim(
+                state.factor, jnp.where(hit, divisor - sign, row), place, 0
+            ),
+            inverse=lax.dynamic_update_index_in_dim(state.inverse, inverse[:, 0], place, 0),
+            diagonal=jnp.where(hit, -inverse, diagonal - row * row * inverse),
             basic=basic ^ hit,
             value=value,
             trial=jnp.where(slides, after, entered),
@@ -266,19 +283,34 @@ def solve(
             sweep=state.sweep + 1,
         )
 
-    end = lax.while_loop(
-        going,
-        sweep,
-        Sweeping(
-            table=active.table,
-            diagonal=jnp.diagonal(active.table, axis1=1, axis2=2),
-            basic=active.basic,
-            value=active.value,
-            trial=start,
-            live=live,
-            count=0 * live.astype(jnp.int32),
-            sweep=jnp.int32(0),
-        ),
+    def block(carry: tuple[Array, _Sweeps]) -> tuple[Array, _Sweeps]:
+        table, state = carry
+        end = jnp.minimum(state.sweep + _BLOCK, max_sweeps)
+        state = state._replace(inverse=0 * state.inverse)
+        state = lax.while_loop(
+            lambda now: (now.sweep < end) & jnp.any(now.live),
+            partial(sweep, table, state.sweep),
+            state,
+        )
+        scaled = state.factor * state.inverse[:, :, None]
+        change = jnp.einsum("kbm,kbn->bmn", scaled, state.factor, precision=HIGHEST)
+        diagonal = jnp.eye(slots, dtype=bool)[None]
+        return jnp.where(diagonal, state.diagonal[:, :, None], table - change), state
+
+    start_at = _Sweeps(
+        factor=jnp.broadcast_to(0 * active.value[None], (_BLOCK, *active.value.shape)),
+        inverse=jnp.broadcast_to(0 * active.value[None, :, 0], (_BLOCK, active.value.shape[0])),
+        diagonal=jnp.diagonal(active.table, axis1=1, axis2=2),
+        basic=active.basic,
+        value=active.value,
+        trial=start,
+        live=live,
+        count=0 * live.astype(jnp.int32),
+        sweep=jnp.int32(0),
     )
-    table = jnp.where(jnp.eye(slots, dtype=bool)[None], end.diagonal[:, :, None], end.table)
+    table, end = lax.while_loop(
+        lambda carry: (carry[1].sweep < max_sweeps) & jnp.any(carry[1].live),
+        block,
+        (active.table, start_at),
+    )
     return active._replace(table=table, basic=end.basic, value=end.value), end.count

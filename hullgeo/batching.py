@@ -22,9 +22,11 @@ from hullgeo.parallel import split_over_devices
 from hullgeo.result import HullProjection, Status
 
 # Float32 rows of a batch's slots should stay in cache, and in a larger one where pricing many
-# vertices costs more than reading them.
-_ROW_BYTES = (2**23, 3 * 2**23)
-_LANES = (1, 8, 16, 32, 128)
+# vertices costs more than reading them; accelerators want large batches, as far as memory goes.
+_ROW_BYTES = (2**23, 2**25)
+_ACCELERATOR_ROW_BYTES = 2**28
+_LANES = (1, 8, 16, 32, 64, 128)
+_ACCELERATOR_LANES = (1, 32, 256, 1024)
 
 
 def default_slots(num_vertices: int, dim: int) -> int:
@@ -34,7 +36,10 @@ def default_slots(num_vertices: int, dim: int) -> int:
     """
     if num_vertices <= min(dim, 128):
         return max(2, num_vertices)
-    slots = 32 if num_vertices <= 2048 and dim <= 256 else 48
+    if dim <= 256:
+        slots = 32 if num_vertices <= 2048 else 40
+    else:
+        slots = 80 if dim >= 1024 and num_vertices >= 2**14 else 48
     return min(slots, max(2, num_vertices))
 
 
@@ -53,8 +58,11 @@ def num_lanes(queries: int, slots: int, dim: int, num_vertices: int) -> int:
     least = 8 if num_vertices >= 16 * slots else 1
     small, large = _ROW_BYTES
     room = min(max(small, num_vertices * dim // 2), large)
+    sizes = _LANES
+    if jax.default_backend() != "cpu":
+        sizes, room = _ACCELERATOR_LANES, _ACCELERATOR_ROW_BYTES
     most = max(least, room // (4 * slots * dim))
-    fitting = [lanes for lanes in _LANES if lanes <= most]
+    fitting = [lanes for lanes in sizes if lanes <= most]
     return next((lanes for lanes in fitting if lanes >= queries), fitting[-1])
 
 
