@@ -32,7 +32,7 @@ from hullgeo.oracle import COARSE, FINE, SAMPLE, Oracle, power_of_two
 _U32 = 2.0**-24
 _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
-_PATIENCE = 8  # the sample and bfloat16 have served when one lane of so many is active
+_PATIENCE = 2  # the sample and bfloat16 have served when one lane of so many is active
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
 # rounding. In float64 a badly conditioned basis may recover late.
 _STALLS = (2, 20)
