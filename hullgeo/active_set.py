@@ -112,6 +112,28 @@ def from_rows(
     )
 
 
+def narrow(active: ActiveSet, slots: int) -> ActiveSet:
+    """The slots in use, of which there are so many at most, moved to the front of so many."""
+    lanes, before = active.index.shape
+    if slots == before:
+        return active
+    lane = jnp.arange(lanes, dtype=jnp.int32)[:, None]
+    place = jnp.where(active.used, jnp.cumsum(active.used, axis=1, dtype=jnp.int32) - 1, slots)
+    source = jnp.broadcast_to(jnp.arange(before, dtype=jnp.int32), place.shape)
+    source = jnp.zeros((lanes, slots), jnp.int32).at[lane, place].set(source, mode="drop")
+    number = jnp.sum(active.used, axis=1, keepdims=True, dtype=jnp.int32)
+    used = jnp.arange(slots, dtype=jnp.int32)[None] < number
+    table = jnp.take_along_axis(active.table, source[:, :, None], axis=1)
+    return ActiveSet(
+        index=jnp.take_along_axis(active.index, source, axis=1),
+        used=used,
+        basic=used & jnp.take_along_axis(active.basic, source, axis=1),
+        value=jnp.where(used, jnp.take_along_axis(active.value, source, axis=1), 0),
+        table=jnp.take_along_axis(table, source[:, None, :], axis=2),
+        rows=jnp.take_along_axis(active.rows, source[:, :, None], axis=1),
+    )
+
+
 def weights(active: ActiveSet) -> Float[Array, "lanes slots"]:
     """w = y / sum(y); all zero for an empty basis."""
     total = jnp.sum(active.value, axis=1, keepdims=True)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from hullgeo import _check, _numerics, bracket, fully_corrective
+from hullgeo import _check, _numerics, active_set, bracket, fully_corrective
 from hullgeo.bracket import ACTIVE, BAD, ENDED, Lanes, Tolerances
 from hullgeo.oracle import COARSE, FINE, SAMPLE, Oracle
 from hullgeo.parallel import split_over_devices
@@ -27,6 +27,7 @@ _ROW_BYTES = (2**23, 2**25)
 _ACCELERATOR_ROW_BYTES = 2**28
 _LANES = (1, 8, 16, 32, 64, 128)
 _ACCELERATOR_LANES = (1, 32, 256, 1024)
+_SLOT_STEP = 16  # slots of a decision are a multiple of it
 
 
 def default_slots(num_vertices: int, dim: int) -> int:
@@ -152,11 +153,7 @@ def _solve_batch(
         )
         decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
         first = bracket.answer(oracle, lanes, decision, tolerances, dtype)
-        extra = last_slots - slots
-        first = first._replace(
-            support=jnp.pad(first.support, ((0, 0), (0, extra)), mode="edge"),
-            weights=jnp.pad(first.weights, ((0, 0), (0, extra))),
-        )
+        first = _widened(first, last_slots)
         decided = decision.converged | (lanes.code == BAD)
 
         def finish(lanes: Lanes) -> HullProjection:
@@ -202,13 +199,24 @@ def _name(oracle: Any, lanes: Lanes, tolerances: Tolerances, phase: Array, leave
         return fully_corrective.name_candidates(oracle, lanes, tolerances, phase=phase, leave=leave)
 
 
-@partial(jax.jit, static_argnames=("dtype",))
+@partial(jax.jit, static_argnames=("slots", "dtype"))
 def _conclude(
-    oracle: Any, lanes: Lanes, tolerances: Tolerances, *, dtype: jnp.dtype
+    oracle: Any, lanes: Lanes, tolerances: Tolerances, *, slots: int, dtype: jnp.dtype
 ) -> HullProjection:
+    """Decide with as many slots as are in use: float64 rows of empty ones cost as much."""
     with _numerics.float64():
+        full = lanes.active.index.shape[1]
+        lanes = lanes._replace(active=active_set.narrow(lanes.active, slots))
         decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
-        return bracket.answer(oracle, lanes, decision, tolerances, dtype)
+        return _widened(bracket.answer(oracle, lanes, decision, tolerances, dtype), full)
+
+
+def _widened(answer: HullProjection, slots: int) -> HullProjection:
+    """Supports of so many slots."""
+    extra = ((0, 0), (0, slots - answer.support.shape[1]))
+    return answer._replace(
+        support=jnp.pad(answer.support, extra, mode="edge"), weights=jnp.pad(answer.weights, extra)
+    )
 
 
 @partial(jax.jit, static_argnames=("slots", "dtype"))
@@ -348,7 +356,9 @@ def _project_batches(
         rows = np.flatnonzero(done & (ids >= 0))
         if not len(rows):
             return
-        answer = _conclude(oracle, batch, tolerances, dtype=dtype)
+        used = int(np.asarray(batch.active.used)[rows].sum(axis=1).max())
+        most = min(slots, -(-max(used, 1) // _SLOT_STEP) * _SLOT_STEP)
+        answer = _conclude(oracle, batch, tolerances, slots=most, dtype=dtype)
         answers.add(ids[rows], rows, answer)
 
     def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> None:
