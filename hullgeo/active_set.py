@@ -157,23 +157,35 @@ def solve_basis(active: ActiveSet, right: Array) -> Float[Array, "lanes slots"]:
     return jnp.where(active.basic, -product, 0)
 
 
-def insert(
+def place(
     active: ActiveSet,
     slot: Int[Array, "lanes new"],
     vertex: Int[Array, "lanes new"],
     rows: Float[Array, "lanes new dim"],
+) -> ActiveSet:
+    """Put vertices, by index and row u, into free slots; `slot` is `slots` to drop one."""
+    lane = jnp.arange(active.index.shape[0], dtype=jnp.int32)[:, None]
+    return active._replace(
+        index=active.index.at[lane, slot].set(vertex, mode="drop"),
+        used=active.used.at[lane, slot].set(True, mode="drop"),
+        rows=active.rows.at[lane, slot].set(rows, mode="drop"),
+    )
+
+
+def insert(
+    active: ActiveSet,
+    slot: Int[Array, "lanes new"],
+    gram: Float[Array, "lanes slots new"],
     residual: Float[Array, "lanes slots"],
-    constant: Float[Array, " lanes"],
 ) -> tuple[ActiveSet, Array]:
-    """Put vertices into free slots and start the solution of the changed problem.
+    """Complete the table for slots just placed and start the solution of the changed problem.
 
     Args:
       active: the slots.
-      slot: where each vertex goes, pairwise different and outside the basis; `slots` to drop it.
-      vertex: indices of the vertices.
-      rows: their u.
+      slot: where each vertex was placed, pairwise different and outside the basis; `slots` where it
+        was dropped.
+      gram: H of all slots and the new vertices, c included.
       residual: 1 - H y at all slots, those of the new vertices included.
-      constant: c.
 
     Returns:
       the slots, and for every slot what `solve` starts from: on the basis the y that solves the
@@ -181,9 +193,6 @@ def insert(
     """
     slots = active.index.shape[1]
     lane = jnp.arange(active.index.shape[0], dtype=jnp.int32)[:, None]
-    index = active.index.at[lane, slot].set(vertex, mode="drop")
-    filled = active.rows.at[lane, slot].set(rows, mode="drop")
-    gram = jnp.einsum("bmd,bad->bma", filled, rows, precision=HIGHEST) + constant[:, None, None]
     basic = active.basic[:, :, None]
     right = jnp.concatenate([gram, residual[:, :, None]], axis=2)
     swept = jnp.einsum("bmn,bna->bma", active.table, jnp.where(basic, right, 0), precision=HIGHEST)
@@ -203,8 +212,7 @@ def insert(
         "bma,bm->ba", on_basis, jnp.where(active.basic, residual, 0), precision=HIGHEST
     )
     start = start.at[lane, slot].set(cost, mode="drop")
-    taken = active.used.at[lane, slot].set(True, mode="drop")
-    return active._replace(index=index, used=taken, table=table, rows=filled), start
+    return active._replace(table=table), start
 
 
 def solve(

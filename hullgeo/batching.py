@@ -15,9 +15,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from hullgeo import _check, _numerics, active_set, bracket, fully_corrective
+from hullgeo import _check, _numerics, active_set, bracket, fully_corrective, gram
 from hullgeo.bracket import ACTIVE, BAD, ENDED, Lanes, Tolerances
-from hullgeo.oracle import COARSE, FINE, SAMPLE, Oracle
+from hullgeo.oracle import COARSE, FINE, SAMPLE, Hull, Oracle
 from hullgeo.parallel import split_over_devices
 from hullgeo.result import HullProjection, Status
 
@@ -27,7 +27,7 @@ _ROW_BYTES = (2**23, 2**25)
 _ACCELERATOR_ROW_BYTES = 2**28
 _LANES = (1, 8, 16, 32, 64, 128)
 _ACCELERATOR_LANES = (1, 32, 256, 1024)
-_SLOT_STEP = 16  # slots of a decision are a multiple of it
+_SLOT_STEP = 8  # slots of a decision are a multiple of it
 
 
 def default_slots(num_vertices: int, dim: int) -> int:
@@ -193,6 +193,13 @@ def _start(oracle: Any, queries: Array, start: Any, steps: Any = None, *, slots:
         return lanes if start is None else fully_corrective.warm_start(oracle, lanes, *start)
 
 
+@partial(jax.jit, static_argnames=("slots",))
+def _name_by_gram(oracle: Any, queries: Array, *, slots: int) -> Lanes:
+    with _numerics.float64():
+        lanes = fully_corrective.start(oracle, queries, slots)
+        return gram.name_supports(oracle, lanes)
+
+
 @partial(jax.jit, donate_argnames=("lanes",))
 def _name(oracle: Any, lanes: Lanes, tolerances: Tolerances, phase: Array, leave: Array) -> Lanes:
     with _numerics.float64():
@@ -209,6 +216,16 @@ def _conclude(
         lanes = lanes._replace(active=active_set.narrow(lanes.active, slots))
         decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
         return _widened(bracket.answer(oracle, lanes, decision, tolerances, dtype), full)
+
+
+def _conclude_used(
+    oracle: Any, lanes: Lanes, tolerances: Tolerances, rows: np.ndarray, *, dtype: jnp.dtype
+) -> HullProjection:
+    """`_conclude`, in the slots that these lanes use."""
+    used = np.asarray(lanes.active.used)
+    most = -(-max(int(used[rows].sum(axis=1).max()), 1) // _SLOT_STEP) * _SLOT_STEP
+    slots = min(used.shape[1], most)
+    return _conclude(oracle, lanes, tolerances, slots=slots, dtype=dtype)
 
 
 def _widened(answer: HullProjection, slots: int) -> HullProjection:
@@ -251,12 +268,12 @@ def _join(parts: list[Lanes]) -> Lanes:
 
 
 def _block(arrays: Any, first: int, size: int) -> Any:
-    """So many rows of each array, the last one repeated past the end."""
+    """So many rows of each array, the last one repeated past the end; cut on the host."""
 
-    def cut(array: Array) -> Array:
-        rows = array[first : first + size]
-        extra = ((0, size - rows.shape[0]), *[(0, 0)] * (rows.ndim - 1))
-        return jnp.pad(rows, extra, mode="edge")
+    def cut(array: Array) -> np.ndarray:
+        rows = np.asarray(array)[first : first + size]
+        extra = ((0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1))
+        return rows if len(rows) == size else np.pad(rows, extra, mode="edge")
 
     return jax.tree.map(cut, arrays)
 
@@ -310,7 +327,12 @@ def project_on_host(
 ) -> HullProjection:
     """Every query, batches driven from the host; runs inside a float64 island."""
     number, dim = oracle.num_vertices, queries.shape[1]
-    answer = _project_batches(oracle, tolerances, queries, start, None, slots=slots, dtype=dtype)
+    if start is None and gram.serves(oracle):
+        answer = _project_by_gram(oracle, tolerances, queries, slots=slots, dtype=dtype)
+    else:
+        answer = _project_batches(
+            oracle, tolerances, queries, start, None, slots=slots, dtype=dtype
+        )
     most = min(number, dim + 1 + fully_corrective.num_candidates(number))
     while slots < most:
         full = answer.status == Status.CAPACITY
@@ -326,6 +348,39 @@ def project_on_host(
         )
         answer = _with(answer, full, wider)
     return _finish_undecided(oracle, tolerances, queries, answer, slots=slots, dtype=dtype)
+
+
+def _project_by_gram(
+    oracle: Hull,
+    tolerances: Tolerances,
+    queries: Float[Array, "queries dim"],
+    *,
+    slots: int,
+    dtype: jnp.dtype,
+) -> HullProjection:
+    """Supports named by the Gram matrix and decided at once; passes for what that leaves."""
+    number, dim = queries.shape
+    answers = _Answers(number)
+    ahead = next((size for size in _LANES if size >= number), _LANES[-1])
+    lanes = min(ahead, num_lanes(number, slots, dim, oracle.num_vertices))
+    for first in range(0, number, ahead):
+        named = _name_by_gram(oracle, _block(queries, first, ahead), slots=slots)
+        for begin in range(first, min(first + ahead, number), lanes):
+            rows = np.arange(min(lanes, number - begin))
+            batch = _block(named, begin - first, lanes)
+            answer = _conclude_used(oracle, batch, tolerances, rows, dtype=dtype)
+            answers.add(begin + rows, rows, answer)
+    answer = answers.merge()
+    left = (answer.status != Status.CONVERGED) & (answer.status != Status.NONFINITE)
+    left = np.flatnonzero(left & (answer.num_steps < int(tolerances.max_steps)))
+    if not len(left):
+        return answer
+    start = jax.tree.map(jnp.asarray, (answer.support[left], answer.weights[left]))
+    steps = jnp.asarray(answer.num_steps[left])
+    later = _project_batches(
+        oracle, tolerances, queries[left], start, steps, slots=slots, dtype=dtype
+    )
+    return _with(answer, left, later)
 
 
 def _with(answer: HullProjection, ids: np.ndarray, newer: HullProjection) -> HullProjection:
@@ -354,12 +409,9 @@ def _project_batches(
 
     def conclude(batch: Lanes, ids: np.ndarray, done: np.ndarray) -> None:
         rows = np.flatnonzero(done & (ids >= 0))
-        if not len(rows):
-            return
-        used = int(np.asarray(batch.active.used)[rows].sum(axis=1).max())
-        most = min(slots, -(-max(used, 1) // _SLOT_STEP) * _SLOT_STEP)
-        answer = _conclude(oracle, batch, tolerances, slots=most, dtype=dtype)
-        answers.add(ids[rows], rows, answer)
+        if len(rows):
+            answer = _conclude_used(oracle, batch, tolerances, rows, dtype=dtype)
+            answers.add(ids[rows], rows, answer)
 
     def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> None:
         batch = _name(oracle, batch, tolerances, jnp.int32(phase), jnp.int32(leave))

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 from hullgeo import active_set, bracket, enclosure
 from hullgeo.active_set import ActiveSet
 from hullgeo.bracket import ACTIVE, BAD, ENDED, FULL, STUCK, Lanes, Tolerances
+from hullgeo._numerics import HIGHEST
 from hullgeo.oracle import COARSE, FINE, SAMPLE, Oracle, power_of_two
 
 _U32 = 2.0**-24
@@ -273,7 +274,7 @@ def _step(
     # Without any vertex yet, all candidates are welcome; with a support to solve for, none is.
     empty = ~jnp.any(keep, axis=1, keepdims=True)
     wanted = jnp.isfinite(value) & jnp.where(started[:, None], violates, empty)
-    candidate, slot, admitted = _assign(
+    candidate, slot, admitted = assign_slots(
         found.index, violation, wanted & going[:, None], keep, num_candidates(oracle.num_vertices)
     )
     rows = bracket.rows_of(oracle, lanes.query, candidate).astype(dtype)
@@ -288,7 +289,9 @@ def _step(
     total = (square + constant)[:, None]
     residual = jnp.where(started[:, None], (square[:, None] - score) / total, 1)
     scaled = active._replace(value=jnp.where(started[:, None], weights / total, 0))
-    filled, trial = active_set.insert(scaled, slot, candidate, rows, residual, constant)
+    placed = active_set.place(scaled, slot, candidate, rows)
+    gram = jnp.einsum("bmd,bad->bma", placed.rows, rows, precision=HIGHEST)
+    filled, trial = active_set.insert(placed, slot, gram + constant[:, None, None], residual)
     floor = tolerance / total[:, 0]
     solved, sweeps = active_set.solve(
         filled, trial, going, constant, jnp.where(started, floor, 0), 2 * slots if exact else 16
@@ -327,7 +330,7 @@ def _step(
     )
 
 
-def _assign(
+def assign_slots(
     index: Array, violation: Array, wanted: Array, taken: Array, count: int
 ) -> tuple[Array, Array, Array]:
     """The `count` most violating candidates, each with a free slot while there are any.

@@ -41,6 +41,7 @@ _CHUNK_ROWS = 2**16  # the same on accelerators
 _UNROLLED = 16
 _STRIDE = 8  # the sample holds every eighth vertex
 _SMALLEST_SAMPLED = 1024
+_SMALLEST_GRAM = 64  # vertices from which their Gram matrix pays
 _SMALLEST_COARSE = 2**21  # entries of vertices from which pricing decides about the time
 
 # What a pass runs over: every eighth vertex; all, in bfloat16; all, in float32. Only FINE bounds.
@@ -113,6 +114,7 @@ class Hull(NamedTuple):
       rows: `(v - center) / 2**exponent` rounded to float32, in chunks, padded with zero rows.
       coarse: `rows` in bfloat16, for passes that only name candidates; empty where that is slower.
       sample: every eighth row, padded, for the first passes; empty where there are few vertices.
+      gram: products of the rows with each other, where they are no more than dimensions; else empty.
       radius: at least the norm of every exact centred, scaled row.
       flushed: at least the norm of what a device flushed to zero in any scaled row; mostly 0.
       constant: coordinates in which all vertices equal the centre, such as dead units.
@@ -124,6 +126,7 @@ class Hull(NamedTuple):
     rows: Float[Array, "chunks size dim"]
     coarse: Float[Array, "rounded_chunks rounded_size dim"]
     sample: Float[Array, "sampled_chunks sampled_size dim"]
+    gram: Float[Array, "inner inner"]
     radius: Float[Array, ""]
     flushed: Float[Array, ""]
     constant: Bool[Array, " dim"]
@@ -260,6 +263,8 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
         few = num < _SMALLEST_SAMPLED
         named = jnp.bfloat16 if coarse else jnp.float32
         nothing = jnp.zeros((0, 0, dim), named)
+        small = _SMALLEST_GRAM <= num <= dim
+        gram = _numerics.product(rows, rows.T) if small else jnp.zeros((0, 0), jnp.float32)
         rows, sampled = _pad(rows, classes), rows[::_STRIDE].astype(named)
         return Hull(
             vertices=vertices,
@@ -268,6 +273,7 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
             rows=rows,
             coarse=rows.astype(named) if coarse else nothing,
             sample=nothing if few else _pad(sampled, classes),
+            gram=gram,
             radius=radius,
             flushed=_numerics.round_up(flushed(vertices, exponent), jnp.float32),
             constant=constant,
