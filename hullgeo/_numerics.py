@@ -88,6 +88,18 @@ def norm(array: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
     return divisor * root
 
 
+def narrow(value: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
+    """Convert to a narrower type, so that converting back gives that very number.
+
+    Compilers leave out a plain conversion there and back (XLA does, for GPUs), and what is proved
+    of the one number is then not true of the other. Subnormal results become 0.
+    """
+    info = jnp.finfo(dtype)
+    if info.nmant < jnp.finfo(value.dtype).nmant:
+        value = lax.reduce_precision(value, exponent_bits=info.nexp, mantissa_bits=info.nmant)
+    return value.astype(dtype)
+
+
 def round_down(value: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
     """Convert to a narrower type, never above the value (NaN stays NaN).
 
@@ -103,9 +115,9 @@ def round_up(value: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"
 
 
 def _round_toward(value: Array, dtype: Any, sign: float) -> Array:
-    narrow = value.astype(dtype)
-    wrong = sign * narrow.astype(value.dtype) < sign * value
-    outward = jnp.where(wrong, jnp.nextafter(narrow, jnp.asarray(sign * jnp.inf, dtype)), narrow)
+    nearest = narrow(value, dtype)
+    wrong = sign * nearest.astype(value.dtype) < sign * value
+    outward = jnp.where(wrong, jnp.nextafter(nearest, jnp.asarray(sign * jnp.inf, dtype)), nearest)
     smallest = float(jnp.finfo(dtype).smallest_normal)
     tiny = jnp.where(sign * value > 0, jnp.asarray(sign * smallest, dtype), jnp.asarray(0, dtype))
     return jnp.where(jnp.abs(value) < smallest, tiny, outward)

@@ -14,8 +14,8 @@ basis S are the slots with y > 0. A sweep tableau T holds what its changes need,
 so that slot p enters or leaves by the rank-1 update T - a a' / T_pp, where a is row p of T less its
 unit vector (entering) or plus it (leaving). A move computes its a alone, and T follows for a block
 of moves at once: memory, not arithmetic, is what a move costs. T is carried from pass to pass, and
-its rounding does no lasting harm: every pass solves for the *change* of y against residuals that are
-computed afresh from the rows.
+its rounding does no lasting harm: every pass solves for the *change* of y against residuals that
+are computed afresh from the rows.
 """
 
 from functools import partial
@@ -304,7 +304,7 @@ def solve(
                 state.factor, jnp.where(hit, divisor - sign, row), place, 0
             ),
             inverse=lax.dynamic_update_index_in_dim(state.inverse, inverse[:, 0], place, 0),
-            diagonal=jnp.where(hit, -inverse, diagonal - row * row * inverse),
+            diagonal=jnp.where(hit, -inverse, diagonal - row * (row * inverse)),
             basic=basic ^ hit,
             value=value,
             trial=jnp.where(slides, after, entered),

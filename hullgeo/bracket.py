@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from hullgeo import active_set, enclosure
-from hullgeo._numerics import round_down, round_up
+from hullgeo._numerics import narrow, round_down, round_up
 from hullgeo.active_set import ActiveSet
 from hullgeo.oracle import Oracle, flushed, power_of_two
 from hullgeo.result import HullProjection, Status
@@ -134,8 +134,8 @@ def has_converged(oracle: Oracle, tolerances: Tolerances, upper: Array, lower: A
     width = (upper - lower) * (upper + lower) / 2
     down = power_of_two(-oracle.exponent)
     atol = tolerances.atol.astype(jnp.float64) * down * down
-    narrow = width <= atol + tolerances.rtol.astype(jnp.float64) * upper * upper / 2
-    return narrow | (tolerances.verdict & (lower > 0) & (upper < jnp.inf))
+    close = width <= atol + tolerances.rtol.astype(jnp.float64) * upper * upper / 2
+    return close | (tolerances.verdict & (lower > 0) & (upper < jnp.inf))
 
 
 class Decision(NamedTuple):
@@ -169,6 +169,10 @@ def decide(
     rows = active.rows if exact else rows_of(oracle, lanes.query, active.index)
     norms = enclosure.length(rows)
     weights = active_set.weights(active).astype(jnp.float64)
+    # A lane without support, where float32 got nowhere, has its first slot's vertex for a point.
+    nothing = ~(jnp.sum(weights, axis=1, keepdims=True) > 0)
+    first = jnp.arange(weights.shape[1], dtype=jnp.int32)[None] == 0
+    weights = jnp.where(nothing, first.astype(jnp.float64), weights)
     direction = active_set.combine(weights, rows)
     refined, direction = enclosure.refine(active, rows, weights, direction, rounds=2)
     refined = jnp.where(jnp.all(refined >= 0, axis=1, keepdims=True), refined, weights)
@@ -187,7 +191,7 @@ def decide(
     upper = jnp.minimum(lanes.upper, upper_bound(oracle, lanes, point, error))
 
     total = jnp.sum(refined, axis=1, keepdims=True)
-    rounded = (refined / jnp.where(total > 0, total, 1)).astype(dtype)
+    rounded = narrow(refined / jnp.where(total > 0, total, 1), dtype)
     returned = rounded.astype(jnp.float64)
     point, error = enclosure.point(returned, rows, norms, exact=exact)
     gap = _gap(oracle, lanes, rows, point, error, exact=exact)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from hullgeo._numerics import HIGHEST, norm, product
+from hullgeo._numerics import HIGHEST, narrow, norm, product
 
 _U = 2.0**-53
 
@@ -143,7 +143,7 @@ def certify(
       a certificate in float64 (the weights in `dtype`), NaN where an input is not finite.
     """
     weights = weights / jnp.sum(weights)
-    rounded = weights.astype(dtype)
+    rounded = narrow(weights, dtype)
     rows = residual_rows(hull, query, support)
     flushed = hull.flushed + _flushed(query, hull.scale)
     residual, error, distance = upper_bound(rows, weights, flushed)

@@ -25,9 +25,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from hullgeo import active_set, bracket, enclosure
+from hullgeo._numerics import HIGHEST, narrow
 from hullgeo.active_set import ActiveSet
 from hullgeo.bracket import ACTIVE, BAD, ENDED, FULL, STUCK, Lanes, Tolerances
-from hullgeo._numerics import HIGHEST
 from hullgeo.oracle import COARSE, FINE, SAMPLE, Oracle, power_of_two
 
 _U32 = 2.0**-24
@@ -55,15 +55,15 @@ def start(oracle: Oracle, query: Float[Array, "lanes dim"], slots: int) -> Lanes
     bad = ~(square < 2.0**500)  # NaN and infinity too
     shifted = jnp.where(bad[:, None], 0, shifted)
     constant = jnp.where(bad, 0, square) + 2.0**-4
-    narrow = shifted.astype(jnp.float32)
+    start_row = shifted.astype(jnp.float32)
     code = jnp.where(bad, BAD, ACTIVE).astype(jnp.int32)
     return Lanes(
         query=query,
         shifted=shifted,
         constant=constant,
-        active=active_set.empty(narrow, slots),
-        direction=narrow,
-        floor=jnp.full_like(narrow[:, 0], -jnp.inf) + 0 * narrow[:, 0],
+        active=active_set.empty(start_row, slots),
+        direction=start_row,
+        floor=jnp.full_like(start_row[:, 0], -jnp.inf) + 0 * start_row[:, 0],
         upper=jnp.full_like(square, jnp.inf) + 0 * constant,
         lower=0 * constant,
         square=jnp.full_like(square, jnp.inf) + 0 * constant,
@@ -211,7 +211,7 @@ def _step(
         _, unit = enclosure.refine(active, active.rows, weights, unit, rounds=2)
         unit_size = enclosure.length(unit)
         unit = unit / jnp.where(unit_size > 0, unit_size, 1)[:, None]
-    direction = unit.astype(jnp.float32)
+    direction = narrow(unit, jnp.float32)
     score = active_set.scores(active.rows, point)
     tolerance = (2.0**-50 if exact else _NOISE) * size
     # Vertices off the slots that a screened value cannot tell from the least lie within this.

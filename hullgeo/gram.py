@@ -1,9 +1,9 @@
 """Supports from the Gram matrix, where there are no more vertices than dimensions.
 
 With G = V V' and p = V q, the scores of all vertices at x = V' w are G w - p: a pass over n numbers
-a vertex in place of d, which never touches a row. Rounding of G is of the order of u R^2: that names
-the support and proves nothing, but one pass of the oracle in the direction found bounds the vertices
-off it. What that leaves undecided goes on with rows, in `fully_corrective.py`.
+a vertex in place of d, which never touches a row. Rounding of G is of the order of u R^2: that
+names the support and proves nothing, but one pass of the oracle in the direction found bounds the
+vertices off it. What is left undecided goes on with rows, in `fully_corrective.py`.
 """
 
 from typing import Any

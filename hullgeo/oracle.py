@@ -41,7 +41,6 @@ _CHUNK_ROWS = 2**16  # the same on accelerators
 _UNROLLED = 16
 _STRIDE = 8  # the sample holds every eighth vertex
 _SMALLEST_SAMPLED = 1024
-_SMALLEST_GRAM = 64  # vertices from which their Gram matrix pays
 _SMALLEST_COARSE = 2**21  # entries of vertices from which pricing decides about the time
 
 # What a pass runs over: every eighth vertex; all, in bfloat16; all, in float32. Only FINE bounds.
@@ -114,7 +113,7 @@ class Hull(NamedTuple):
       rows: `(v - center) / 2**exponent` rounded to float32, in chunks, padded with zero rows.
       coarse: `rows` in bfloat16, for passes that only name candidates; empty where that is slower.
       sample: every eighth row, padded, for the first passes; empty where there are few vertices.
-      gram: products of the rows with each other, where they are no more than dimensions; else empty.
+      gram: products of the rows with each other; empty where they outnumber the dimensions.
       radius: at least the norm of every exact centred, scaled row.
       flushed: at least the norm of what a device flushed to zero in any scaled row; mostly 0.
       constant: coordinates in which all vertices equal the centre, such as dead units.
@@ -251,7 +250,7 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
         scaled = wide * power_of_two(-outer)
         mean = jnp.mean(scaled, axis=0) * power_of_two(outer)
         constant = jnp.all(vertices == vertices[:1], axis=0)
-        center = jnp.where(constant, vertices[0], mean.astype(vertices.dtype))
+        center = jnp.where(constant, vertices[0], _numerics.narrow(mean, vertices.dtype))
         shifted = scaled - (center.astype(jnp.float64) * power_of_two(-outer))[None]
         square = jnp.sum(shifted**2, axis=1)
         largest = jnp.sqrt(jnp.max(square)) * (1 + (dim + 8) * 2.0**-52)
@@ -263,7 +262,7 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
         few = num < _SMALLEST_SAMPLED
         named = jnp.bfloat16 if coarse else jnp.float32
         nothing = jnp.zeros((0, 0, dim), named)
-        small = _SMALLEST_GRAM <= num <= dim
+        small = num <= dim
         gram = _numerics.product(rows, rows.T) if small else jnp.zeros((0, 0), jnp.float32)
         rows, sampled = _pad(rows, classes), rows[::_STRIDE].astype(named)
         return Hull(
@@ -333,7 +332,7 @@ def _pad(rows: Array, classes: int) -> Array:
 
 def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: Array) -> Screened:
     """Scores as `(rows, lanes)`, so that minima over rows are elementwise between slices."""
-    chunks, size, dim = rows.shape
+    chunks, size, _ = rows.shape
     lanes, slices = direction.shape[0], size // classes
     columns = direction.T.astype(rows.dtype)
     slots = masked.T

@@ -10,7 +10,10 @@ import scipy.optimize
 import scipy.spatial
 from jax.sharding import PartitionSpec
 
-from hullgeo import Membership, Status, batching, membership, oracle, prepare_hull, project_to_hull
+from hullgeo import (
+    Membership, Status, _numerics, batching, bracket, fully_corrective, membership, oracle,
+    prepare_hull, project_to_hull,
+)  # fmt: skip
 from hullgeo.bracket import Tolerances
 
 VERTICES, DIM, QUERIES = 60, 6, 4  # one shape for most tests: few programs are compiled
@@ -395,3 +398,17 @@ def test_peak_memory_is_a_small_multiple_of_the_vertices(number, dim):
         dtype=jnp.dtype("float32"),
     )
     assert finishing < 16 * size
+
+
+def test_a_lane_without_support_claims_nothing():
+    vertices, queries = cloud(), mixed()
+    hull = prepare_hull(vertices)
+    with _numerics.float64():
+        lanes = fully_corrective.start(hull, jnp.asarray(queries), 8)
+        tolerances = Tolerances(
+            jnp.float64(1e-6), jnp.float64(0), jnp.int32(100), jnp.asarray(False)
+        )
+        decision = bracket.decide(hull, lanes, tolerances, jnp.float32, inside=False)
+    upper = np.asarray(decision.upper) * 2.0 ** float(hull.exponent)
+    np.testing.assert_allclose(upper, np.linalg.norm(vertices[0] - queries, axis=1))
+    assert not np.asarray(decision.converged).any()

@@ -195,3 +195,16 @@ def test_rounding_out_of_an_island_with_the_flag_off():
         high = leave(jnp.float32([1, 0]), _numerics.round_up)
         assert low.dtype == high.dtype == jnp.float32
         assert Fraction(float(low)) < Fraction(1, 3) < Fraction(float(high))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_narrowed_number_is_not_widened_to_the_one_before(dtype):
+    # XLA leaves out a conversion there and back where it may; it must see a rounding here.
+    def there_and_back(value):
+        return _numerics.narrow(value, dtype).astype(jnp.float64)
+
+    value = jnp.asarray(np.random.default_rng(0).normal(size=100))
+    assert "reduce_precision" in str(jax.make_jaxpr(there_and_back)(value))
+    expected = np.asarray(value).astype(dtype).astype(np.float64)
+    np.testing.assert_array_equal(jax.jit(there_and_back)(value), expected)
+    assert "reduce_precision" in jax.jit(there_and_back).lower(value).as_text()
