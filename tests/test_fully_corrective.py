@@ -11,8 +11,16 @@ import scipy.spatial
 from jax.sharding import PartitionSpec
 
 from hullgeo import (
-    Membership, Status, _numerics, batching, bracket, fully_corrective, membership, oracle,
-    prepare_hull, project_to_hull,
+    Membership,
+    Status,
+    _numerics,
+    batching,
+    bracket,
+    fully_corrective,
+    membership,
+    oracle,
+    prepare_hull,
+    project_to_hull,
 )  # fmt: skip
 from hullgeo.bracket import Tolerances
 
@@ -408,7 +416,8 @@ def test_a_lane_without_support_claims_nothing():
         tolerances = Tolerances(
             jnp.float64(1e-6), jnp.float64(0), jnp.int32(100), jnp.asarray(False)
         )
-        decision = bracket.decide(hull, lanes, tolerances, jnp.float32, inside=False)
+        dtype = jnp.dtype(jnp.float32)
+        decision = bracket.decide(hull, lanes, tolerances, dtype, inside=False)
     upper = np.asarray(decision.upper) * 2.0 ** float(hull.exponent)
     np.testing.assert_allclose(upper, np.linalg.norm(vertices[0] - queries, axis=1))
     assert not np.asarray(decision.converged).any()
