@@ -6,7 +6,7 @@ names the support and proves nothing, but one pass of the oracle in the directio
 vertices off it. What is left undecided goes on with rows, in `fully_corrective.py`.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax.numpy as jnp
 from jax import lax
@@ -25,7 +25,7 @@ _MOST_PASSES = 64
 _MOST_SWEEPS = 16
 
 
-def serves(oracle: Any) -> bool:
+def serves(oracle: Any) -> TypeGuard[Hull]:
     """Whether these vertices have a Gram matrix."""
     return isinstance(oracle, Hull) and oracle.gram.shape[0] > 0
 

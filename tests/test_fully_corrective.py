@@ -421,3 +421,26 @@ def test_a_lane_without_support_claims_nothing():
     upper = np.asarray(decision.upper) * 2.0 ** float(hull.exponent)
     np.testing.assert_allclose(upper, np.linalg.norm(vertices[0] - queries, axis=1))
     assert not np.asarray(decision.converged).any()
+
+
+def test_few_vertices_are_named_by_their_gram_matrix():
+    rng = np.random.default_rng(0)
+    vertices = rng.normal(size=(100, 120)).astype(np.float32)
+    vertices[50] = vertices[0]
+    queries = np.concatenate([2 * rng.normal(size=(20, 120)), vertices[:1]]).astype(np.float32)
+    queries[3, 2] = np.nan
+    hull = prepare_hull(vertices)
+    assert hull.gram.shape == (100, 100)
+    answer = project_to_hull(queries, hull)
+    assert list(np.flatnonzero(answer.status != Status.CONVERGED)) == [3]
+    assert answer.status[3] == Status.NONFINITE
+    # Most are decided by the one pass that follows.
+    assert np.median(answer.num_steps) == 1
+    traced = jax.jit(project_to_hull)(queries, hull)
+    finite = np.arange(len(queries)) != 3
+    for one, other in ((answer, traced), (traced, answer)):
+        assert (one.distance_lower_bound <= other.distance)[finite].all()
+        np.testing.assert_allclose(one.distance[finite], other.distance[finite], atol=1e-6)
+    assert answer.distance[-1] == 0
+    expected = [reference(query, vertices) for query in queries[:3]]
+    np.testing.assert_allclose(answer.distance[:3], expected, rtol=1e-6)
