@@ -327,7 +327,8 @@ def project_on_host(
 ) -> HullProjection:
     """Every query, batches driven from the host; runs inside a float64 island."""
     number, dim = oracle.num_vertices, queries.shape[1]
-    if start is None and gram.serves(oracle):
+    # A verdict alone takes fewer passes than a support.
+    if start is None and gram.serves(oracle) and not bool(tolerances.verdict):
         answer = _project_by_gram(oracle, tolerances, queries, slots=slots, dtype=dtype)
     else:
         answer = _project_batches(
