@@ -274,7 +274,7 @@ def _step(
     # Without any vertex yet, all candidates are welcome; with a support to solve for, none is.
     empty = ~jnp.any(keep, axis=1, keepdims=True)
     wanted = jnp.isfinite(value) & jnp.where(started[:, None], violates, empty)
-    candidate, slot, admitted = assign_slots(
+    candidate, slot, admitted = active_set.assign_slots(
         found.index, violation, wanted & going[:, None], keep, num_candidates(oracle.num_vertices)
     )
     rows = bracket.rows_of(oracle, lanes.query, candidate).astype(dtype)
@@ -328,34 +328,3 @@ def _step(
         steps=lanes.steps + live.astype(jnp.int32),
         code=code.astype(jnp.int32),
     )
-
-
-def assign_slots(
-    index: Array, violation: Array, wanted: Array, taken: Array, count: int
-) -> tuple[Array, Array, Array]:
-    """The `count` most violating candidates, each with a free slot while there are any.
-
-    Returns:
-      candidates (lanes, count), their slots (`slots` where there is none), which are admitted.
-    """
-    lanes, slots = taken.shape
-    classes = index.shape[1]
-    key = jnp.where(wanted, violation, -jnp.inf)
-    order = jnp.arange(classes, dtype=jnp.int32)
-    ahead = (key[:, None, :] > key[:, :, None]) | (
-        (key[:, None, :] == key[:, :, None]) & (order[None, None, :] < order[None, :, None])
-    )
-    rank = jnp.sum(ahead, axis=2, dtype=jnp.int32)
-    lane = jnp.arange(lanes, dtype=jnp.int32)[:, None]
-    rank = jnp.where(wanted, rank, jnp.int32(count))
-    nobody = 0 * index[:, :1]
-    candidate = (nobody + jnp.zeros((1, count), jnp.int32)).at[lane, rank].set(index, mode="drop")
-    number = jnp.sum(wanted, axis=1, dtype=jnp.int32)
-    place = jnp.cumsum(~taken, axis=1, dtype=jnp.int32) - 1
-    place = jnp.where(taken, jnp.int32(count), place)
-    slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), taken.shape)
-    free = (nobody + jnp.full((1, count), slots, jnp.int32)).at[lane, place].set(slot, mode="drop")
-    column = jnp.arange(count, dtype=jnp.int32)[None, :]
-    chosen = column < number[:, None]
-    admitted = chosen & (free < slots)
-    return candidate, jnp.where(admitted, free, jnp.int32(slots)), admitted

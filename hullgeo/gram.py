@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from hullgeo import active_set, fully_corrective
+from hullgeo import active_set
 from hullgeo._numerics import product
 from hullgeo.active_set import ActiveSet
 from hullgeo.bracket import ACTIVE, ENDED, Lanes
@@ -77,7 +77,7 @@ def name_supports(hull: Hull, lanes: Lanes) -> Lanes:
         over = jnp.max(violation, axis=1) <= noise
         threshold = jnp.where(over, -band, noise)
         wanted = jnp.where(started[:, None], violation > threshold[:, None], True)
-        candidate, slot, admitted = fully_corrective.assign_slots(
+        candidate, slot, admitted = active_set.assign_slots(
             found, violation, wanted & (least < jnp.inf) & live[:, None], keep, count
         )
         total = (square + constant)[:, None]
