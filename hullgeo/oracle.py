@@ -37,8 +37,8 @@ from hullgeo import _check, _numerics
 _U32 = 2.0**-24
 _CHUNK_BYTES = 2**20  # rows of a chunk: they are copied before they are multiplied
 _SLICES = (8, 16)  # slices of a chunk: few enough for scores in cache and short code
-_CHUNK_ROWS = 2**16  # the same on accelerators
-_UNROLLED = 16
+_CHUNK_ROWS = 2**16  # rows of a chunk on accelerators
+_UNROLLED = 16  # slices at most that are reduced one by one
 _STRIDE = 8  # the sample holds every eighth vertex
 _SMALLEST_SAMPLED = 1024
 _SMALLEST_COARSE = 2**21  # entries of vertices from which pricing decides about the time
