@@ -3,7 +3,8 @@
     python -m benchmarks.hull --problems a b c d e r p --queries 256 --out results/hull.json
 
 Per query, CPU time of one pinned core, float32 data, programs compiled beforehand, medians over
-repeats. The rival is the fastest of DAQP, numpy Wolfe, quadprog and scipy.nnls in their best
+repeats for as long as a peer has. The rival is the fastest of DAQP, numpy Wolfe, quadprog and
+scipy.nnls in their best
 formulations (`peers.py`), run in the same process on the same numbers in float64; slow peers get
 fewer queries, as many as fit into `--peer-seconds`, and the table says how many. One float64
 referee outside all solvers recomputes every distance and gap from the returned weights and checks
@@ -76,10 +77,13 @@ def judge(vertices: np.ndarray, query: np.ndarray, answer: peers.Answer) -> Judg
     )
 
 
-def median_times(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median CPU and wall time of a call."""
+def median_times(
+    function: Callable[[], Any], repeats: int, seconds: float = 0.0
+) -> tuple[float, float]:
+    """Median CPU and wall time of a call that is repeated so often and so long at least."""
     times = []
-    for _ in range(repeats):
+    began = time.perf_counter()
+    while len(times) < repeats or time.perf_counter() - began < seconds:
         cpu, wall = time.process_time(), time.perf_counter()
         function()
         times.append((time.process_time() - cpu, time.perf_counter() - wall))
@@ -117,7 +121,7 @@ def measure_ours(problem: problems.Problem, options: argparse.Namespace) -> dict
     queries = jax.numpy.asarray(problem.queries)
     answer = ours(queries)
     first = time.process_time() - prepared
-    cpu, wall = median_times(lambda: ours(queries), options.repeats)
+    cpu, wall = median_times(lambda: ours(queries), options.repeats, options.peer_seconds)
     single = jax.numpy.asarray(problem.queries[0])
     ours(single)
     _, one_wall = median_times(lambda: ours(single), max(20, options.repeats))
@@ -130,7 +134,8 @@ def measure_ours(problem: problems.Problem, options: argparse.Namespace) -> dict
     if options.variant == "fully_corrective":
         verdict_only = functools.partial(ours, queries, verdict_only=True)
         verdict["verdict_passes"] = float(np.mean(verdict_only().num_steps))
-        verdict["verdict_ms"] = 1e3 * median_times(verdict_only, options.repeats)[0] / count
+        cpu_verdict, _ = median_times(verdict_only, options.repeats, options.peer_seconds)
+        verdict["verdict_ms"] = 1e3 * cpu_verdict / count
     return verdict | {
         "cpu_ms": 1e3 * cpu / count,
         "wall_ms": 1e3 * wall / count,

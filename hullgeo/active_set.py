@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from hullgeo._numerics import HIGHEST
 
 _LEAST = 2.0**-126  # stands in for zero in a divisor
-_BLOCK = 16  # sweeps between two updates of the table
+_BLOCK = 8  # moves after which the table follows
 
 
 class ActiveSet(NamedTuple):
@@ -225,9 +225,13 @@ def insert(
     slots = active.index.shape[1]
     lane = jnp.arange(active.index.shape[0], dtype=jnp.int32)[:, None]
     basic = active.basic[:, :, None]
-    right = jnp.concatenate([gram, residual[:, :, None]], axis=2)
-    swept = jnp.einsum("bmn,bna->bma", active.table, jnp.where(basic, right, 0), precision=HIGHEST)
-    column = jnp.where(basic, -swept[:, :, :-1], gram - swept[:, :, :-1])
+    unmet = jnp.where(active.basic, residual, 0)
+    # Two products: a seventeenth column would cost as much as sixteen more.
+    swept = jnp.einsum("bmn,bna->bma", active.table, jnp.where(basic, gram, 0), precision=HIGHEST)
+    moved = jnp.einsum("bmn,bn->bm", active.table, unmet, precision=HIGHEST)
+    # Both are done with the table before it changes: else it would be copied.
+    swept, moved = lax.optimization_barrier((swept, moved))
+    column = jnp.where(basic, -swept, gram - swept)
     on_basis = jnp.where(basic, column, 0)  # inv(H_SS) H_S,new
     clipped = jnp.minimum(slot, slots - 1)
     # The barrier keeps the transposition out of the product, which would be slow.
@@ -238,9 +242,9 @@ def insert(
     column = jnp.swapaxes(column.at[lane, slot].set(among, mode="drop"), 1, 2)
     table = active.table.at[lane, slot].set(column, mode="drop")
     table = table.at[lane, :, slot].set(column, mode="drop")
-    start = jnp.where(active.basic, active.value - swept[:, :, -1], residual - swept[:, :, -1])
+    start = jnp.where(active.basic, active.value, residual) - moved
     cost = jnp.take_along_axis(residual, clipped, axis=1) - jnp.einsum(
-        "bma,bm->ba", on_basis, jnp.where(active.basic, residual, 0), precision=HIGHEST
+        "bma,bm->ba", on_basis, unmet, precision=HIGHEST
     )
     start = start.at[lane, slot].set(cost, mode="drop")
     return active._replace(table=table), start
@@ -354,13 +358,15 @@ def solve(
             state,
         )
         scaled = state.factor * state.inverse[:, :, None]
-        change = jnp.einsum("kbm,kbn->bmn", scaled, state.factor, precision=HIGHEST)
+        for number in range(_BLOCK):
+            table = table - scaled[number][:, :, None] * state.factor[number][:, None, :]
         diagonal = jnp.eye(slots, dtype=bool)[None]
-        return jnp.where(diagonal, state.diagonal[:, :, None], table - change), state
+        return jnp.where(diagonal, state.diagonal[:, :, None], table), state
 
+    nothing = 0 * active.value[0, 0]
     start_at = _Sweeps(
-        factor=jnp.broadcast_to(0 * active.value[None], (_BLOCK, *active.value.shape)),
-        inverse=jnp.broadcast_to(0 * active.value[None, :, 0], (_BLOCK, active.value.shape[0])),
+        factor=jnp.broadcast_to(nothing, (_BLOCK, *active.value.shape)),
+        inverse=jnp.broadcast_to(nothing, (_BLOCK, active.value.shape[0])),
         diagonal=jnp.diagonal(active.table, axis1=1, axis2=2),
         basic=active.basic,
         value=active.value,

@@ -42,7 +42,7 @@ class Lanes(NamedTuple):
       shifted: `(q - center) / scale` in float64.
       constant: c of Wolfe's homogeneous form.
       active: slots, in float32 while naming and float64 while finishing.
-      direction: the float32 unit direction of the last pass.
+      direction: the float32 unit direction of the last pass, or of the first to come.
       floor: the least value screened there.
       upper: a proved upper bound of the scaled distance (while finishing).
       lower: the best proved lower bound.

@@ -62,7 +62,7 @@ def start(oracle: Oracle, query: Float[Array, "lanes dim"], slots: int) -> Lanes
         shifted=shifted,
         constant=constant,
         active=active_set.empty(start_row, slots),
-        direction=start_row,
+        direction=oracle.first_direction(shifted),
         floor=jnp.full_like(start_row[:, 0], -jnp.inf) + 0 * start_row[:, 0],
         upper=jnp.full_like(square, jnp.inf) + 0 * constant,
         lower=0 * constant,
@@ -202,8 +202,7 @@ def _step(
     weights = active_set.weights(active)
     started = jnp.sum(active.value, axis=1) > 0
     point = active_set.combine(weights, active.rows)
-    # Before there is a support, look from the centre: its nearest vertices are a good start.
-    point = jnp.where(started[:, None], point, -lanes.shifted.astype(dtype))
+    point = jnp.where(started[:, None], point, lanes.direction.astype(dtype))
     square = jnp.sum(point * point, axis=1)
     size = jnp.sqrt(square)
     unit = point / jnp.where(size > 0, size, 1)[:, None]
@@ -261,7 +260,8 @@ def _step(
         banded = fine & near & (jnp.min(value, axis=1) * size < square + margin)
         ended = (near & ~banded & ~coarse) | (tolerances.verdict & (least > margin))
         near_hull = size < _NEAR_HULL
-        hopeless = near_hull | (stalled & lanes.idle) | cycling
+        # What is idle may only have to admit the vertices of the band.
+        hopeless = near_hull | (stalled & lanes.idle & ~banded) | cycling
     live = _is_active(lanes, tolerances, phase)
     ended = live & started & ended
     hopeless = live & ~ended & started & hopeless

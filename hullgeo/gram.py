@@ -34,8 +34,9 @@ def name_supports(hull: Hull, lanes: Lanes) -> Lanes:
     """Supports for lanes made by `fully_corrective.start`, without rows, and one pass with them."""
     number, dim = hull.vertices.shape
     rows = hull.rows.reshape(-1, dim)
-    queries = lanes.direction
-    against = product(queries, rows.T)[:, :number]
+    queries = lanes.shifted.astype(jnp.float32)
+    places = hull.place(jnp.arange(number, dtype=jnp.int32))
+    against = product(queries, rows.T)[:, places]
     size = jnp.sum(queries * queries, axis=1)
     noise = _NOISE * (1 + jnp.sqrt(size))
     constant = lanes.constant.astype(jnp.float32)
@@ -100,8 +101,8 @@ def name_supports(hull: Hull, lanes: Lanes) -> Lanes:
     empty = lanes.active._replace(rows=lanes.active.rows[:, :, :0])
     live = lanes.code == ACTIVE
     active, _, _ = lax.while_loop(going, step, (empty, live, 0 * lanes.code[0]))
-    padding = ((0, 0), (0, rows.shape[0] - number))
-    point = product(jnp.pad(dense_weights(active), padding), rows) - queries
+    placed = jnp.zeros((queries.shape[0], rows.shape[0]), jnp.float32)
+    point = product(placed.at[:, places].set(dense_weights(active)), rows) - queries
     length_of_point = jnp.sqrt(jnp.sum(point * point, axis=1, keepdims=True))
     direction = point / jnp.where(length_of_point > 0, length_of_point, 1)
     masked = jnp.where(active.used, active.index, jnp.int32(number))

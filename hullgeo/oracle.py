@@ -38,10 +38,12 @@ _U32 = 2.0**-24
 _CHUNK_BYTES = 2**20  # rows of a chunk: they are copied before they are multiplied
 _SLICES = (8, 16)  # slices of a chunk: few enough for scores in cache and short code
 _CHUNK_ROWS = 2**16  # rows of a chunk on accelerators
-_UNROLLED = 16  # slices at most that are reduced one by one
+_UNROLLED = 160  # slices at most that are reduced one by one; so few are not cut into chunks
 _STRIDE = 8  # the sample holds every eighth vertex
-_SMALLEST_SAMPLED = 1024
-_SMALLEST_COARSE = 2**21  # entries of vertices from which pricing decides about the time
+_SMALLEST_SAMPLED = 2**13
+_LARGEST_COVARIANCE = 1024  # dimensions
+_SHRINKAGE = 0.1  # of the covariance towards its mean variance
+_SMALLEST_COARSE = 2**12  # vertices from which pricing decides about the time
 
 # What a pass runs over: every eighth vertex; all, in bfloat16; all, in float32. Only FINE bounds.
 SAMPLE, COARSE, FINE = range(3)
@@ -94,6 +96,10 @@ class Oracle(Protocol):
         """One pass: the best unmasked vertex of each class."""
         ...
 
+    def first_direction(self, shifted: Array) -> Array:
+        """Unit float32 directions to be screened before there is a support."""
+        ...
+
     def gather(self, index: Array) -> Array:
         """Rows of vertices in the caller's own numbers."""
         ...
@@ -110,10 +116,13 @@ class Hull(NamedTuple):
       vertices: the caller's rows in their own type.
       center: a vector near their mean, in the same type.
       exponent: the power of two by which centred rows are divided.
-      rows: `(v - center) / 2**exponent` rounded to float32, in chunks, padded with zero rows.
+      rows: `(v - center) / 2**exponent` rounded to float32, in chunks, padded with zero rows;
+        `place` says where each vertex is.
       coarse: `rows` in bfloat16, for passes that only name candidates; empty where that is slower.
       sample: every eighth row, padded, for the first passes; empty where there are few vertices.
       gram: products of the rows with each other; empty where they outnumber the dimensions.
+      narrowness: inverse of the covariance of the rows, shrunk and scaled; empty where it would be
+        too large.
       radius: at least the norm of every exact centred, scaled row.
       flushed: at least the norm of what a device flushed to zero in any scaled row; mostly 0.
       constant: coordinates in which all vertices equal the centre, such as dead units.
@@ -126,6 +135,7 @@ class Hull(NamedTuple):
     coarse: Float[Array, "rounded_chunks rounded_size dim"]
     sample: Float[Array, "sampled_chunks sampled_size dim"]
     gram: Float[Array, "inner inner"]
+    narrowness: Float[Array, "across across"]
     radius: Float[Array, ""]
     flushed: Float[Array, ""]
     constant: Bool[Array, " dim"]
@@ -171,6 +181,27 @@ class Hull(NamedTuple):
         found = _screen(self.sample, size, self.num_classes, direction, local)
         return found._replace(index=found.index * _STRIDE)
 
+    def place(self, index: Int[Array | np.ndarray, "*slots"]) -> Int[Array, "*slots"]:
+        """Where vertices are in `rows`, counted over all chunks."""
+        index, size = jnp.asarray(index, jnp.int32), self.rows.shape[1]
+        within = _place_in_chunk(index % size, size, self.num_classes)
+        return index // size * size + within
+
+    def first_direction(self, shifted: Float[Array, "lanes dim"]) -> Float[Array, "lanes dim"]:
+        """The direction that separates a query best from a normal distribution like the vertices'.
+
+        Args:
+          shifted: queries, centred and scaled like the rows.
+
+        Source: Fisher, "The use of multiple measurements in taxonomic problems", 1936, for a class
+        of one point; shrunk as Ledoit and Wolf do, 2004.
+        """
+        away = -shifted.astype(jnp.float32)
+        if self.narrowness.shape[0]:
+            away = _numerics.product(away, self.narrowness)
+        size = jnp.sqrt(jnp.sum(away * away, axis=1, keepdims=True))
+        return away / jnp.where(size > 0, size, 1)
+
     def gather(self, index: Int[Array, "*slots"]) -> Float[Array, "*slots dim"]:
         """Rows of vertices in the caller's own numbers."""
         return self.vertices[index]
@@ -208,7 +239,7 @@ def prepare_hull(
         float64 array keeps its type whatever `jax_enable_x64` says, but a float64 hull can enter
         the caller's own `jit` only where that flag is set.
       naming_dtype: type of the products that only name candidates, `jnp.bfloat16` or `jnp.float32`;
-        proofs are in float32 and float64 whatever it is. By default float32, and for 2^21 entries
+        proofs are in float32 and float64 whatever it is. By default float32, and for 2^12 vertices
         or more the faster of both, from one short measurement a process.
 
     Guarantee: brackets from a `Hull` are of the vertices as passed; the rounding of the copy is
@@ -226,7 +257,7 @@ def prepare_hull(
     _check.floating("vertices", vertices)
     _check.shape("vertices", vertices, (None, None), "(vertices, dim) with at least one vertex")
     if naming_dtype is None:
-        large = _check.is_concrete(vertices) and vertices.size >= _SMALLEST_COARSE
+        large = _check.is_concrete(vertices) and vertices.shape[0] >= _SMALLEST_COARSE
         coarse = large and _numerics.bfloat16_pays()
     else:
         allowed = "bfloat16", "float32"
@@ -264,6 +295,9 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
         nothing = jnp.zeros((0, 0, dim), named)
         small = num <= dim
         gram = _numerics.product(rows, rows.T) if small else jnp.zeros((0, 0), jnp.float32)
+        narrowness = jnp.zeros((0, 0), jnp.float32)
+        if not small and dim <= _LARGEST_COVARIANCE:
+            narrowness = _inverse_covariance(rows[:: max(1, num // (4 * dim))])
         rows, sampled = _pad(rows, classes), rows[::_STRIDE].astype(named)
         return Hull(
             vertices=vertices,
@@ -273,10 +307,23 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
             coarse=rows.astype(named) if coarse else nothing,
             sample=nothing if few else _pad(sampled, classes),
             gram=gram,
+            narrowness=narrowness,
             radius=radius,
             flushed=_numerics.round_up(flushed(vertices, exponent), jnp.float32),
             constant=constant,
         )
+
+
+def _inverse_covariance(rows: Array) -> Array:
+    """level (S + level I)^-1 for the covariance S of centred rows: eigenvalues within (0, 1]."""
+    num, dim = rows.shape
+    identity = jnp.eye(dim, dtype=jnp.float32)
+    level = _SHRINKAGE * jnp.mean(rows * rows)
+    scaled = _numerics.product(rows.T, rows) / (num * jnp.where(level > 0, level, 1))
+    factor = lax.linalg.cholesky(scaled + identity)
+    inverse = lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+    inverse = _numerics.product(inverse.T, inverse)
+    return jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, identity)
 
 
 def exponent_of(value: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
@@ -316,18 +363,38 @@ def flushed(array: Array, exponent: Array) -> Array:
 def _pad(rows: Array, classes: int) -> Array:
     """Rows as `(chunks, size, dim)`, padded with zero rows; `size` is a multiple of `classes`.
 
-    A chunk of the CPU is short: its scores stay in cache, and its slices are unrolled. Accelerators
-    want few and large products.
+    The rows of a class are neighbours, so that its minimum runs over scores that are, too. A chunk
+    of the CPU is short: its scores stay in cache, and its slices are unrolled. Accelerators want
+    few and large products.
     """
     num_rows, dim = rows.shape
     least, most = _SLICES
     most = min(most, max(least, _CHUNK_BYTES // (4 * dim * classes)))
     if jax.default_backend() != "cpu":
         most = _CHUNK_ROWS // classes
+    if num_rows <= _UNROLLED * classes:
+        most = _UNROLLED
     chunks = max(1, -(-num_rows // (most * classes)))
     size = -(-num_rows // (chunks * classes)) * classes
     padded = jnp.pad(rows, ((0, chunks * size - num_rows), (0, 0)))
-    return padded.reshape(chunks, size, dim)
+    sliced = padded.reshape(chunks, size // classes, classes, dim)
+    return jnp.swapaxes(sliced, 1, 2).reshape(chunks, size, dim)
+
+
+def _place_in_chunk(local: Array, size: int, classes: int) -> Array:
+    """Where the local-th row of a chunk is: classes one after the other; `size` stays itself."""
+    slices, classes = jnp.int32(size // classes), jnp.int32(classes)
+    place = lax.rem(local, classes) * slices + lax.div(local, classes)
+    return jnp.where(local < size, place, jnp.int32(size))
+
+
+def _chunk_of(rows: Array, number: Array) -> Array:
+    """One chunk. A plain copy becomes a call of memcpy, four times slower on some processors."""
+    block = lax.dynamic_index_in_dim(rows, number, keepdims=False)
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}[block.dtype.itemsize]
+    nothing = (number < 0).astype(unsigned)
+    bits = lax.bitcast_convert_type(block, unsigned) | nothing
+    return lax.bitcast_convert_type(bits, block.dtype)
 
 
 def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: Array) -> Screened:
@@ -335,51 +402,52 @@ def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: 
     chunks, size, _ = rows.shape
     lanes, slices = direction.shape[0], size // classes
     columns = direction.T.astype(rows.dtype)
-    slots = masked.T
-    lane = jnp.arange(lanes, dtype=jnp.int32)[None, :]
+    lane = jnp.arange(lanes, dtype=jnp.int32)[:, None]
     row = jnp.arange(classes, dtype=jnp.int32)[:, None]
 
-    def chunk(start: Array, block: Array) -> tuple[Array, Array]:
+    def score(number: Array, block: Array, columns: Array) -> Array:
         scores = _numerics.product(block, columns, jnp.float32)
-        local = jnp.where(slots < start, jnp.int32(size), slots - start)
-        scores = scores.at[local, lane].set(jnp.inf, mode="drop").reshape(slices, classes, lanes)
+        local = masked - number * size
+        local = jnp.where((local < 0) | (local >= size), jnp.int32(size), local)
+        place = _place_in_chunk(local, size, classes) * lanes + lane
+        scores = scores.reshape(-1).at[place].set(jnp.inf, mode="drop")
+        return scores.reshape(classes, slices, lanes)
+
+    def least(number: Array, scores: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The least of each class so far and its slice, counted over all chunks."""
         if slices > _UNROLLED:
-            number = jnp.arange(slices, dtype=jnp.int32)[:, None, None]
-            place = number * classes + row[None] + start
-            scores = jnp.where(place < num_rows, scores, jnp.inf)
-            best = jnp.min(scores, axis=0)
-            far = jnp.int32(chunks * size)
-            return best, jnp.min(jnp.where(scores == best[None], place, far), axis=0)
-        # Padding rows are never the least: only the last slices can hold any.
-        sliced = [
-            jnp.where(row + (number * classes + start) < num_rows, scores[number], jnp.inf)
-            if number * classes + (chunks - 1) * size + classes > num_rows
-            else scores[number]
-            for number in range(slices)
-        ]
-        best = sliced[0]
-        for values in sliced[1:]:
-            best = jnp.minimum(best, values)
-        # Twice over the scores in cache is faster than carrying minimum and index together.
-        best = lax.optimization_barrier(best)
-        which = jnp.zeros(best.shape, jnp.int32)
-        for number, values in enumerate(sliced):
-            which = jnp.where(values == best, jnp.int32(number), which)
-        return best, which * classes + row + start
+            inside = number * slices + jnp.arange(slices, dtype=jnp.int32)[None, :, None]
+            scores = jnp.where(inside * classes + row[:, None] < num_rows, scores, jnp.inf)
+            value = jnp.min(scores, axis=1)
+            far = jnp.int32(chunks * slices)
+            which = jnp.min(jnp.where(scores == value[:, None], inside, far), axis=1)
+            better = value < best[0]
+            return jnp.where(better, value, best[0]), jnp.where(better, which, best[1])
+        for place in range(slices):
+            values, at = scores[:, place], number * slices + place
+            # Padding rows are never the least: only the last slices can hold any.
+            if (chunks - 1) * size + (place + 1) * classes > num_rows:
+                values = jnp.where(at * classes + row < num_rows, values, jnp.inf)
+            better = values < best[0]
+            best = jnp.where(better, values, best[0]), jnp.where(better, at, best[1])
+        return best
 
+    first = direction.T[:1]
+    nothing = jnp.where(jnp.isfinite(first), 0 * first, 0)
+    empty = jnp.zeros((classes, 1), jnp.float32) + nothing
+    best = (empty + jnp.inf, empty.astype(jnp.int32))
+
+    def body(number: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+        number = number.astype(jnp.int32)
+        if chunks > 1:
+            return least(number, score(number, _chunk_of(rows, number), columns), best)
+        # Whatever depends on `number` stays in the loop, where columns are not transposed again:
+        # bfloat16 products of transposed operands are slow.
+        return least(number, score(number, rows[0], jnp.where(number < 0, 0, columns)), best)
+
+    end = jnp.int32(chunks)
     if chunks == 1:
-        best, which = chunk(jnp.int32(0), rows[0])
-    else:
-
-        def body(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            block = lax.dynamic_index_in_dim(rows, number, keepdims=False)
-            value, index = chunk(number.astype(jnp.int32) * size, block)
-            better = value < carry[0]
-            return jnp.where(better, value, carry[0]), jnp.where(better, index, carry[1])
-
-        first = direction.T[:1]
-        nothing = jnp.where(jnp.isfinite(first), 0 * first, 0)
-        empty = jnp.zeros((classes, 1), jnp.float32) + nothing
-        start = (empty + jnp.inf, empty.astype(jnp.int32))
-        best, which = lax.fori_loop(jnp.int32(0), jnp.int32(chunks), body, start)
-    return Screened(best.T, which.T)
+        # A loop of one round, of which no compiler knows: else every use repeats the minima.
+        end = end + (rows[0, 0, 0] == jnp.inf).astype(jnp.int32)
+    best = lax.fori_loop(jnp.int32(0), end, body, best)
+    return Screened(best[0].T, (best[1] * classes + row).T)

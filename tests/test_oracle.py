@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize(
-    ("num", "dim"), [(1, 3), (33, 5), (2049, 4), (5000, 7)], ids=lambda size: str(size)
+    ("num", "dim"), [(1, 3), (33, 5), (2049, 4), (5000, 7), (9000, 3)], ids=lambda size: str(size)
 )
 @pytest.mark.parametrize("phase", [oracle.SAMPLE, oracle.COARSE, oracle.FINE])
 @pytest.mark.parametrize("unrolled", [16, 0], ids=["slices", "whole"])
@@ -22,7 +22,7 @@ def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, 
     vertices = RNG.standard_normal((num, dim)).astype(np.float32)
     hull = prepare_hull(vertices, naming_dtype=jnp.bfloat16)
     if phase not in hull.phases:
-        assert (phase, num < 1024) == (oracle.SAMPLE, True)
+        assert (phase, num < 8192) == (oracle.SAMPLE, True)
         return
     off = 1e-5 if phase == oracle.FINE else 0.02
     stride = 8 if phase == oracle.SAMPLE else 1
@@ -33,7 +33,7 @@ def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, 
     found = hull.screen(jnp.asarray(direction), jnp.asarray(masked), phase=phase)
 
     candidates = np.arange(0, num, stride)
-    rows = np.asarray(hull.rows).reshape(-1, dim)[candidates]
+    rows = np.asarray(hull.rows).reshape(-1, dim)[np.asarray(hull.place(candidates))]
     scores = rows.astype(np.float64) @ direction.T.astype(np.float64)
     for lane in range(3):
         allowed = ~np.isin(candidates, masked[lane])
@@ -56,7 +56,7 @@ def test_screened_values_are_within_their_error_bound(scale, offset):
     unit = RNG.standard_normal((1, 6))
     unit /= np.linalg.norm(unit)
     direction = unit.astype(np.float32)
-    rows = np.asarray(hull.rows).reshape(-1, 6)[:40]
+    rows = np.asarray(hull.rows).reshape(-1, 6)[np.asarray(hull.place(np.arange(40)))]
     screened = rows @ direction[0]
     bound = float(hull.error(jnp.asarray(unit), jnp.asarray(direction))[0])
     center = [Fraction(float(value)) for value in np.asarray(hull.center)]
@@ -121,6 +121,20 @@ def test_the_faster_type_is_measured_once_even_under_a_trace():
     _numerics.bfloat16_pays.cache_clear()
     pays = jax.jit(lambda one: one if _numerics.bfloat16_pays() else 0 * one)(jnp.ones(()))
     assert _numerics.bfloat16_pays.cache_info().currsize == 1
-    large = prepare_hull(np.eye(2048, 1024, dtype=np.float32))
+    large = prepare_hull(np.eye(2**14, 2, dtype=np.float32))
     assert (oracle.COARSE in large.phases) == bool(pays)
     assert oracle.COARSE not in prepare_hull(np.eye(3, dtype=np.float32)).phases
+
+
+@pytest.mark.parametrize("num", [60, 2000])
+def test_the_first_direction_separates_a_query_from_a_flat_cloud(num):
+    spread = np.array([1, 1, 1e-3])
+    vertices = (RNG.standard_normal((num, 3)) * spread).astype(np.float32)
+    hull = prepare_hull(vertices)
+    query = np.array([[0.5, 0.5, 0.5], [0.0, 0.0, 0.0]], np.float32)
+    found = np.asarray(hull.first_direction(jnp.asarray(query)))
+    assert np.linalg.norm(found[0]) == pytest.approx(1, abs=1e-6)
+    assert found[0, 2] < -0.98  # across the cloud, where -query would be -0.58
+    assert (found[1] == 0).all()
+    same = prepare_hull(np.ones((num, 3), np.float32))
+    np.testing.assert_allclose(same.first_direction(jnp.asarray(query[:1]))[0], -(3**-0.5), rtol=1e-6)
