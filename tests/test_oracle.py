@@ -137,4 +137,6 @@ def test_the_first_direction_separates_a_query_from_a_flat_cloud(num):
     assert found[0, 2] < -0.98  # across the cloud, where -query would be -0.58
     assert (found[1] == 0).all()
     same = prepare_hull(np.ones((num, 3), np.float32))
-    np.testing.assert_allclose(same.first_direction(jnp.asarray(query[:1]))[0], -(3**-0.5), rtol=1e-6)
+    np.testing.assert_allclose(
+        same.first_direction(jnp.asarray(query[:1]))[0], -(3**-0.5), rtol=1e-6
+    )
