@@ -4,11 +4,10 @@
 
 Per query, CPU time of one pinned core, float32 data, programs compiled beforehand, medians over
 repeats for as long as a peer has. The rival is the fastest of DAQP, numpy Wolfe, quadprog and
-scipy.nnls in their best
-formulations (`peers.py`), run in the same process on the same numbers in float64; slow peers get
-fewer queries, as many as fit into `--peer-seconds`, and the table says how many. One float64
-referee outside all solvers recomputes every distance and gap from the returned weights and checks
-that no bracket excludes what any solver reached.
+scipy.nnls in their best formulations (`peers.py`), run in the same process on the same numbers in
+float64; slow peers get fewer queries, as many as fit into `--peer-seconds`, and the table says how
+many. One float64 referee outside all solvers recomputes every distance and gap from the returned
+weights and checks that no bracket excludes what any solver reached.
 
 Only ratios of one run count: times vary by half between runs on a shared machine. Problems a to d
 take about a minute each, e, r and p ten; r and p need HULLGEO_DATA (`problems.py`).

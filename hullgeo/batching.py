@@ -37,10 +37,10 @@ def default_slots(num_vertices: int, dim: int) -> int:
     """
     if num_vertices <= min(dim, 128):
         return max(2, num_vertices)
-    if dim <= 256 or num_vertices < 2**14:
-        slots = 32 if dim <= 256 and num_vertices <= 2048 else 40
+    if dim <= 256:
+        slots = 32 if num_vertices <= 2048 else 40
     else:
-        slots = 80 if dim >= 1024 else 48
+        slots = 80 if dim >= 1024 and num_vertices >= 2**14 else 48
     return min(slots, max(2, num_vertices))
 
 

@@ -174,6 +174,8 @@ def _loop(
         return lanes, at + over.astype(jnp.int32)
 
     first = jnp.sum(kind < phase, dtype=jnp.int32) + 0 * lanes.code[0]
+    # One float32 pass may prove a verdict at once; bfloat16 would prove nothing.
+    first = first + (tolerances.verdict & (kind[first] == COARSE)).astype(jnp.int32)
     return lax.while_loop(going, step, (lanes, first))[0]
 
 
@@ -246,6 +248,7 @@ def _step(
         upper = bracket.upper_bound(oracle, lanes, exact_point, off)
         upper = jnp.where(started, upper, jnp.inf)
         ended = bracket.has_converged(oracle, tolerances, upper, lower)
+        separated = False
         near_hull = size < _ON_HULL
         hopeless = near_hull | cycling
         banded = started  # vertices inside the band are always welcome
@@ -258,7 +261,8 @@ def _step(
         near = square - least <= jnp.maximum(enough, tolerance)
         # Named. Vertices inside the band join the slots, so that the decision scores them exactly.
         banded = fine & near & (jnp.min(value, axis=1) * size < square + margin)
-        ended = (near & ~banded & ~coarse) | (tolerances.verdict & (least > margin))
+        ended = near & ~banded & ~coarse
+        separated = tolerances.verdict & (least > margin) & (started | fine)
         near_hull = size < _NEAR_HULL
         # What is idle may only have to admit the vertices of the band.
         hopeless = near_hull | (stalled & lanes.idle & ~banded) | cycling
@@ -303,7 +307,7 @@ def _step(
     stuck = hopeless | (going & idle & (lanes.idle | no_room))
     full = no_room & ~near_hull
     code = jnp.where(stuck, jnp.where(full, FULL, STUCK), lanes.code)
-    ended = ended | (coarse & going & started & ~wanting & (sweeps == 0))
+    ended = ended | (coarse & going & started & ~wanting & (sweeps == 0)) | (live & separated)
     code = jnp.where(ended, ENDED, code)
 
     def frozen(old: Array, new: Array, where: Array) -> Array:

@@ -19,7 +19,7 @@ products adds at most d 2^-126. `Hull.error` is that sum.
 Passes that only name candidates may run over a sample of the vertices, or over rows rounded to
 bfloat16 where the device multiplies them faster: they bound nothing.
 
-Anything with the three methods of `Oracle` serves the engine of `fully_corrective.py`: one array,
+Anything with the members of `Oracle` serves the engine of `fully_corrective.py`: one array,
 shards, blocks from disk.
 """
 
@@ -121,8 +121,7 @@ class Hull(NamedTuple):
       coarse: `rows` in bfloat16, for passes that only name candidates; empty where that is slower.
       sample: every eighth row, padded, for the first passes; empty where there are few vertices.
       gram: products of the rows with each other; empty where they outnumber the dimensions.
-      narrowness: inverse of the covariance of the rows, shrunk and scaled; empty where it would be
-        too large.
+      inverse_covariance: of the rows, shrunk and scaled; empty where it would be too large.
       radius: at least the norm of every exact centred, scaled row.
       flushed: at least the norm of what a device flushed to zero in any scaled row; mostly 0.
       constant: coordinates in which all vertices equal the centre, such as dead units.
@@ -135,7 +134,7 @@ class Hull(NamedTuple):
     coarse: Float[Array, "rounded_chunks rounded_size dim"]
     sample: Float[Array, "sampled_chunks sampled_size dim"]
     gram: Float[Array, "inner inner"]
-    narrowness: Float[Array, "across across"]
+    inverse_covariance: Float[Array, "across across"]
     radius: Float[Array, ""]
     flushed: Float[Array, ""]
     constant: Bool[Array, " dim"]
@@ -196,9 +195,10 @@ class Hull(NamedTuple):
         Source: Fisher, "The use of multiple measurements in taxonomic problems", 1936, for a class
         of one point; shrunk as Ledoit and Wolf do, 2004.
         """
-        away = -shifted.astype(jnp.float32)
-        if self.narrowness.shape[0]:
-            away = _numerics.product(away, self.narrowness)
+        size = jnp.sqrt(jnp.sum(shifted * shifted, axis=1, keepdims=True))
+        away = (-shifted / jnp.where(size > 0, size, 1)).astype(jnp.float32)
+        if self.inverse_covariance.shape[0]:
+            away = _numerics.product(away, self.inverse_covariance)
         size = jnp.sqrt(jnp.sum(away * away, axis=1, keepdims=True))
         return away / jnp.where(size > 0, size, 1)
 
@@ -231,8 +231,8 @@ def prepare_hull(
     """Centre, scale and round vertices once, for a hull that is asked again and again.
 
     The result may be passed to `project_to_hull` in place of the vertices, through `jit` and `pmap`
-    too. It holds the vertices, a float32 copy, with bfloat16 products a copy of that type, and an
-    eighth of their rows again.
+    too. It holds the vertices, a float32 copy, with bfloat16 products a copy of that type, of many
+    vertices an eighth again, and up to 1,024 dimensions a matrix of that order.
 
     Args:
       vertices: `(vertices, dim)`, one vertex a row, float32, bfloat16, float16 or float64. A NumPy
@@ -295,9 +295,9 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
         nothing = jnp.zeros((0, 0, dim), named)
         small = num <= dim
         gram = _numerics.product(rows, rows.T) if small else jnp.zeros((0, 0), jnp.float32)
-        narrowness = jnp.zeros((0, 0), jnp.float32)
+        inverse_covariance = jnp.zeros((0, 0), jnp.float32)
         if not small and dim <= _LARGEST_COVARIANCE:
-            narrowness = _inverse_covariance(rows[:: max(1, num // (4 * dim))])
+            inverse_covariance = _shrunk_inverse(rows[:: max(1, num // (4 * dim))])
         rows, sampled = _pad(rows, classes), rows[::_STRIDE].astype(named)
         return Hull(
             vertices=vertices,
@@ -307,14 +307,14 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
             coarse=rows.astype(named) if coarse else nothing,
             sample=nothing if few else _pad(sampled, classes),
             gram=gram,
-            narrowness=narrowness,
+            inverse_covariance=inverse_covariance,
             radius=radius,
             flushed=_numerics.round_up(flushed(vertices, exponent), jnp.float32),
             constant=constant,
         )
 
 
-def _inverse_covariance(rows: Array) -> Array:
+def _shrunk_inverse(rows: Array) -> Array:
     """level (S + level I)^-1 for the covariance S of centred rows: eigenvalues within (0, 1]."""
     num, dim = rows.shape
     identity = jnp.eye(dim, dtype=jnp.float32)

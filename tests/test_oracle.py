@@ -136,6 +136,9 @@ def test_the_first_direction_separates_a_query_from_a_flat_cloud(num):
     assert np.linalg.norm(found[0]) == pytest.approx(1, abs=1e-6)
     assert found[0, 2] < -0.98  # across the cloud, where -query would be -0.58
     assert (found[1] == 0).all()
+    with jax.enable_x64(True):  # where float32 overflows
+        far = hull.first_direction(jnp.asarray(query.astype(np.float64) * 1e60))
+    np.testing.assert_allclose(far, found, rtol=1e-5)
     same = prepare_hull(np.ones((num, 3), np.float32))
     np.testing.assert_allclose(
         same.first_direction(jnp.asarray(query[:1]))[0], -(3**-0.5), rtol=1e-6
