@@ -415,7 +415,7 @@ def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: 
 
     def least(number: Array, scores: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
         """The least of each class so far and its slice, counted over all chunks."""
-        if slices > _UNROLLED:
+        if slices > _UNROLLED or jax.default_backend() != "cpu":
             inside = number * slices + jnp.arange(slices, dtype=jnp.int32)[None, :, None]
             scores = jnp.where(inside * classes + row[:, None] < num_rows, scores, jnp.inf)
             value = jnp.min(scores, axis=1)

@@ -444,3 +444,33 @@ def test_few_vertices_are_named_by_their_gram_matrix():
     assert answer.distance[-1] == 0
     expected = [reference(query, vertices) for query in queries[:3]]
     np.testing.assert_allclose(answer.distance[:3], expected, rtol=1e-6)
+
+
+def test_a_query_that_only_has_to_admit_its_band_is_not_given_up():
+    corners = np.array([[1, 1, 0], [1, -1, 0], [-1, 1, 0], [-1, -1, 0]], np.float32)
+    hull = prepare_hull(corners)
+    query = jnp.asarray([[0.2, 0.1, 1.0]], jnp.float32)
+    # Three corners hold the nearest point; the fourth scores as low as they do.
+    start = jnp.asarray([[0, 1, 2]], jnp.int32), jnp.asarray([[0.15, 0.45, 0.4]], jnp.float32)
+    lanes = batching._start(hull, query, start, slots=4)
+    with _numerics.float64():
+        tolerances = Tolerances(jnp.float64(1e-6), jnp.float64(0), jnp.int32(9), jnp.bool_(False))
+        idle = lanes._replace(idle=~lanes.idle, square=jnp.sum(lanes.shifted[:, 2:] ** 2, axis=1))
+        after = fully_corrective._step(
+            hull, idle, jnp.int32(0), tolerances=tolerances, phases=(oracle.FINE,), exact=False
+        )
+    assert int(lanes.active.used.sum()) == 3
+    assert int(after.code[0]) == bracket.ACTIVE
+    assert int(after.active.used.sum()) == 4
+
+
+def test_the_first_pass_may_prove_that_a_query_is_outside():
+    vertices = cloud()
+    directions = np.random.default_rng(1).normal(size=(QUERIES, DIM))
+    queries = 20 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    answer = project_to_hull(queries, vertices, verdict_only=True)
+    assert (answer.num_steps == 1).all()
+    for query, lower, upper in zip(
+        queries, answer.distance_lower_bound, answer.distance, strict=True
+    ):
+        assert 0 < lower <= reference(query, vertices) <= upper < 1.5 * lower
