@@ -242,7 +242,7 @@ def test_the_step_limit_is_admitted():
 
 def test_a_verdict_needs_fewer_passes_and_is_the_same():
     rng = np.random.default_rng(3)
-    vertices = rng.normal(size=(9000, DIM)).astype(np.float32)
+    vertices = rng.normal(size=(3000, DIM)).astype(np.float32)
     size = np.repeat([0.3, 1.5], 16)[:, None]
     queries = (size * rng.normal(size=(32, DIM))).astype(np.float32)
     full = project_to_hull(queries, vertices)
@@ -257,7 +257,7 @@ def test_a_verdict_needs_fewer_passes_and_is_the_same():
 
 def test_a_former_answer_saves_passes_and_a_bad_one_does_no_harm():
     rng = np.random.default_rng(3)
-    vertices = rng.normal(size=(9000, DIM)).astype(np.float32)
+    vertices = rng.normal(size=(3000, DIM)).astype(np.float32)
     queries = (3 * rng.normal(size=(32, DIM))).astype(np.float32)
     cold = project_to_hull(queries, vertices)
     warm = project_to_hull(queries, vertices, start=cold)
