@@ -44,6 +44,7 @@ _SMALLEST_SAMPLED = 2**13  # vertices
 _LARGEST_COVARIANCE = 1024  # dimensions
 _SHRINKAGE = 0.1  # of the covariance towards its mean variance
 _SMALLEST_COARSE = 2**12  # vertices from which pricing decides about the time
+_UNSIGNED = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}  # by bytes
 
 # What a pass runs over: every eighth vertex; all, in bfloat16; all, in float32. Only FINE bounds.
 SAMPLE, COARSE, FINE = range(3)
@@ -193,7 +194,7 @@ class Hull(NamedTuple):
           shifted: queries, centred and scaled like the rows.
 
         Source: Fisher, "The use of multiple measurements in taxonomic problems", 1936, for a class
-        of one point; shrunk as Ledoit and Wolf do, 2004.
+        of one point; the covariance is shrunk towards its mean variance by a fixed share.
         """
         size = jnp.sqrt(jnp.sum(shifted * shifted, axis=1, keepdims=True))
         away = (-shifted / jnp.where(size > 0, size, 1)).astype(jnp.float32)
@@ -347,7 +348,7 @@ def flushed(array: Array, exponent: Array) -> Array:
     Only arrays that hold such numbers pay: 0 otherwise.
     """
     info = jnp.finfo(array.dtype)
-    unsigned = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[array.dtype.itemsize]
+    unsigned = _UNSIGNED[array.dtype.itemsize]
     magnitude = lax.shift_left(lax.bitcast_convert_type(array, unsigned), jnp.asarray(1, unsigned))
     smallest = 2 << info.nmant
     subnormal = jnp.any((magnitude > 0) & (magnitude < jnp.asarray(smallest, unsigned)))
@@ -391,7 +392,7 @@ def _place_in_chunk(local: Array, size: int, classes: int) -> Array:
 def _chunk_of(rows: Array, number: Array) -> Array:
     """One chunk. A plain copy becomes a call of memcpy, four times slower on some processors."""
     block = lax.dynamic_index_in_dim(rows, number, keepdims=False)
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}[block.dtype.itemsize]
+    unsigned = _UNSIGNED[block.dtype.itemsize]
     nothing = (number < 0).astype(unsigned)
     bits = lax.bitcast_convert_type(block, unsigned) | nothing
     return lax.bitcast_convert_type(bits, block.dtype)

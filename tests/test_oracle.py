@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
     ("num", "dim"), [(1, 3), (33, 5), (2049, 4), (5000, 7), (9000, 3)], ids=lambda size: str(size)
 )
 @pytest.mark.parametrize("phase", [oracle.SAMPLE, oracle.COARSE, oracle.FINE])
-@pytest.mark.parametrize("unrolled", [16, 0], ids=["slices", "whole"])
+@pytest.mark.parametrize("unrolled", [160, 16, 0], ids=["one chunk", "slices", "whole"])
 def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, monkeypatch):
     monkeypatch.setattr(oracle, "_UNROLLED", unrolled)  # accelerators reduce a chunk at once
     vertices = RNG.standard_normal((num, dim)).astype(np.float32)
