@@ -163,7 +163,8 @@ def assign_slots(
     """The `count` most violating candidates, each with a free slot while there are any.
 
     Returns:
-      candidates (lanes, count), their slots (`slots` where there is none), which are admitted.
+      candidates (lanes, count), their slots (`slots` where there is none), which are wanted at all:
+      the first of each lane.
     """
     lanes, slots = taken.shape
     classes = index.shape[1]
@@ -183,9 +184,8 @@ def assign_slots(
     slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), taken.shape)
     free = (nobody + jnp.full((1, count), slots, jnp.int32)).at[lane, place].set(slot, mode="drop")
     column = jnp.arange(count, dtype=jnp.int32)[None, :]
-    chosen = column < number[:, None]
-    admitted = chosen & (free < slots)
-    return candidate, jnp.where(admitted, free, jnp.int32(slots)), admitted
+    named = column < number[:, None]
+    return candidate, jnp.where(named, free, jnp.int32(slots)), named
 
 
 def place(

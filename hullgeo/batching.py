@@ -415,7 +415,7 @@ def _project_batches(
             answers.add(ids[rows], rows, answer)
 
     def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> None:
-        batch = _name(oracle, batch, tolerances, jnp.int32(phase), jnp.int32(leave))
+        batch = _name(oracle, batch, tolerances, np.int32(phase), np.int32(leave))
         active = (np.asarray(batch.code) == ACTIVE) & (
             np.asarray(batch.steps) < int(tolerances.max_steps)
         )

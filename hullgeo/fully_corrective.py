@@ -18,11 +18,12 @@ The state of a batch is a pytree with one lane per query, all loops are traced, 
 ended is frozen.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from hullgeo import active_set, bracket, enclosure
 from hullgeo._numerics import HIGHEST, narrow
@@ -32,6 +33,7 @@ from hullgeo.oracle import COARSE, FINE, SAMPLE, Oracle, power_of_two
 
 _U32 = 2.0**-24
 _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
+_COARSE_NOISE = 2.0**-12  # of a bfloat16 score, relative to |x| R, mostly; naming needs no more
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
 _PATIENCE = 2  # the sample and bfloat16 have served when one lane of so many is active
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
@@ -185,6 +187,27 @@ def _is_active(lanes: Lanes, tolerances: Tolerances, phase: int | Array) -> Arra
     return (lanes.code == ACTIVE) & (lanes.steps < limit)
 
 
+def _columns_in_use(
+    make: Callable[[int], Array], named: Bool[Array, "lanes candidates"], *, axis: int
+) -> Array:
+    """`make` with the fewest columns that hold every named candidate; zeros for the others.
+
+    First passes name as many as there may be, late ones hardly any.
+    """
+    count = named.shape[1]
+    widths = sorted({max(1, count // 4), max(1, count // 2), count})
+
+    def branch(width: int) -> Array:
+        array = make(width)
+        extra = [(0, 0)] * array.ndim
+        extra[axis] = (0, count - width)
+        return jnp.pad(array, extra)
+
+    too_narrow = [jnp.any(named[:, width]) for width in widths[:-1]]
+    which = jnp.sum(jnp.stack(too_narrow), dtype=jnp.int32)
+    return lax.switch(which, [partial(branch, width) for width in widths])
+
+
 def _step(
     oracle: Oracle,
     lanes: Lanes,
@@ -273,20 +296,25 @@ def _step(
 
     violation = jnp.where(started[:, None], size[:, None] - value, -value)
     threshold = jnp.where(banded, -margin, tolerance)
-    # Of the candidates that bfloat16 names, scores decide below.
-    violates = (violation * size[:, None] > threshold[:, None]) | coarse
+    # What bfloat16 cannot tell from a violation is a candidate; scores decide below.
+    slack = jnp.where(coarse, _COARSE_NOISE * oracle.radius, 0).astype(dtype)
+    violates = (violation + slack) * size[:, None] > threshold[:, None]
     # Without any vertex yet, all candidates are welcome; with a support to solve for, none is.
     empty = ~jnp.any(keep, axis=1, keepdims=True)
     wanted = jnp.isfinite(value) & jnp.where(started[:, None], violates, empty)
-    candidate, slot, admitted = active_set.assign_slots(
+    candidate, slot, named = active_set.assign_slots(
         found.index, violation, wanted & going[:, None], keep, num_candidates(oracle.num_vertices)
     )
-    rows = bracket.rows_of(oracle, lanes.query, candidate).astype(dtype)
+    rows = _columns_in_use(
+        lambda used: bracket.rows_of(oracle, lanes.query, candidate[:, :used]).astype(dtype),
+        named,
+        axis=1,
+    )
     new_score = active_set.scores(rows, point)
-    refused = coarse & started[:, None] & (square[:, None] - new_score <= tolerance[:, None])
-    slot = jnp.where(refused, jnp.int32(slots), slot)
-    admitted = admitted & ~refused
-    wanting = jnp.any(wanted, axis=1) & ~jnp.all(refused, axis=1)
+    violating = square[:, None] - new_score > tolerance[:, None]
+    accepted = named & (violating | ~coarse | ~started[:, None])
+    slot = jnp.where(accepted, slot, jnp.int32(slots))
+    wanting = jnp.any(accepted, axis=1)
     no_room = wanting & jnp.all(keep, axis=1)
     lane = jnp.arange(candidate.shape[0], dtype=jnp.int32)[:, None]
     score = score.at[lane, slot].set(new_score, mode="drop")
@@ -294,7 +322,11 @@ def _step(
     residual = jnp.where(started[:, None], (square[:, None] - score) / total, 1)
     scaled = active._replace(value=jnp.where(started[:, None], weights / total, 0))
     placed = active_set.place(scaled, slot, candidate, rows)
-    gram = jnp.einsum("bmd,bad->bma", placed.rows, rows, precision=HIGHEST)
+    gram = _columns_in_use(
+        lambda used: jnp.einsum("bmd,bad->bma", placed.rows, rows[:, :used], precision=HIGHEST),
+        named,
+        axis=2,
+    )
     filled, trial = active_set.insert(placed, slot, gram + constant[:, None, None], residual)
     floor = tolerance / total[:, 0]
     solved, sweeps = active_set.solve(
@@ -302,7 +334,7 @@ def _step(
     )
     # Twice without a change of the basis: once may have moved the weights, which the next pass
     # sees. A vertex admitted only because it is inside the band is progress too.
-    idle = (sweeps == 0) & ~(jnp.any(admitted, axis=1) & banded)
+    idle = (sweeps == 0) & ~(jnp.any(slot < slots, axis=1) & banded)
     stalls = jnp.where(stalled, lanes.stalls + jnp.minimum(sweeps, 1), 0)
     stuck = hopeless | (going & idle & (lanes.idle | no_room))
     full = no_room & ~near_hull

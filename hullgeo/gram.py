@@ -78,7 +78,7 @@ def name_supports(hull: Hull, lanes: Lanes) -> Lanes:
         over = jnp.max(violation, axis=1) <= noise
         threshold = jnp.where(over, -band, noise)
         wanted = jnp.where(started[:, None], violation > threshold[:, None], True)
-        candidate, slot, admitted = active_set.assign_slots(
+        candidate, slot, _ = active_set.assign_slots(
             found, violation, wanted & (least < jnp.inf) & live[:, None], keep, count
         )
         total = (square + constant)[:, None]
@@ -96,7 +96,8 @@ def name_supports(hull: Hull, lanes: Lanes) -> Lanes:
         filled, trial = active_set.insert(placed, slot, gram, residual)
         floor = jnp.where(started, noise / total[:, 0], 0)
         solved, sweeps = active_set.solve(filled, trial, live, constant, floor, _MOST_SWEEPS)
-        return solved, live & (jnp.any(admitted, axis=1) | (sweeps > 0)), passes + 1
+        admitted = jnp.any(slot < keep.shape[1], axis=1)
+        return solved, live & (admitted | (sweeps > 0)), passes + 1
 
     empty = lanes.active._replace(rows=lanes.active.rows[:, :, :0])
     live = lanes.code == ACTIVE

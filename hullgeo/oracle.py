@@ -37,6 +37,8 @@ from hullgeo import _check, _numerics
 _U32 = 2.0**-24
 _CHUNK_BYTES = 2**20  # rows of a chunk: they are copied before they are multiplied
 _SLICES = (8, 16)  # slices of a chunk: few enough for scores in cache and short code
+_LONG = 1024  # dimensions from which a copy of rows costs more than all scores out of cache: rows
+_LONG_SLICES = 32  # are multiplied at once, and chunks, of so many slices, are of scores
 _CHUNK_ROWS = 2**16  # rows of a chunk on accelerators
 _UNROLLED = 160  # slices at most that are reduced one by one; so few are not cut into chunks
 _STRIDE = 8  # the sample holds every eighth vertex
@@ -371,6 +373,7 @@ def _pad(rows: Array, classes: int) -> Array:
     num_rows, dim = rows.shape
     least, most = _SLICES
     most = min(most, max(least, _CHUNK_BYTES // (4 * dim * classes)))
+    most = _LONG_SLICES if dim >= _LONG else most
     if jax.default_backend() != "cpu":
         most = _CHUNK_ROWS // classes
     if num_rows <= _UNROLLED * classes:
@@ -400,22 +403,20 @@ def _chunk_of(rows: Array, number: Array) -> Array:
 
 def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: Array) -> Screened:
     """Scores as `(rows, lanes)`, so that minima over rows are elementwise between slices."""
-    chunks, size, _ = rows.shape
+    chunks, size, dim = rows.shape
     lanes, slices = direction.shape[0], size // classes
     columns = direction.T.astype(rows.dtype)
     lane = jnp.arange(lanes, dtype=jnp.int32)[:, None]
     row = jnp.arange(classes, dtype=jnp.int32)[:, None]
 
-    def score(number: Array, block: Array, columns: Array) -> Array:
+    def score(block: Array, columns: Array, place: Array) -> Array:
         scores = _numerics.product(block, columns, jnp.float32)
-        local = masked - number * size
-        local = jnp.where((local < 0) | (local >= size), jnp.int32(size), local)
-        place = _place_in_chunk(local, size, classes) * lanes + lane
-        scores = scores.reshape(-1).at[place].set(jnp.inf, mode="drop")
-        return scores.reshape(classes, slices, lanes)
+        at = place * lanes + lane
+        return scores.reshape(-1).at[at].set(jnp.inf, mode="drop").reshape(len(block), lanes)
 
     def least(number: Array, scores: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
         """The least of each class so far and its slice, counted over all chunks."""
+        scores = scores.reshape(classes, slices, lanes)
         if slices > _UNROLLED or jax.default_backend() != "cpu":
             inside = number * slices + jnp.arange(slices, dtype=jnp.int32)[None, :, None]
             scores = jnp.where(inside * classes + row[:, None] < num_rows, scores, jnp.inf)
@@ -438,17 +439,31 @@ def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: 
     empty = jnp.zeros((classes, 1), jnp.float32) + nothing
     best = (empty + jnp.inf, empty.astype(jnp.int32))
 
-    def body(number: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+    def chunk(number: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
         number = number.astype(jnp.int32)
-        if chunks > 1:
-            return least(number, score(number, _chunk_of(rows, number), columns), best)
-        # Whatever depends on `number` stays in the loop, where columns are not transposed again:
-        # bfloat16 products of transposed operands are slow.
-        return least(number, score(number, rows[0], jnp.where(number < 0, 0, columns)), best)
+        local = masked - number * size
+        local = jnp.where((local < 0) | (local >= size), jnp.int32(size), local)
+        place = _place_in_chunk(local, size, classes)
+        return least(number, score(_chunk_of(rows, number), columns, place), best)
 
-    end = jnp.int32(chunks)
-    if chunks == 1:
+    def whole(turn: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+        # Whatever depends on `turn` stays in the loop, where columns are not transposed again:
+        # bfloat16 products of transposed operands are slow.
+        place = masked // size * size + _place_in_chunk(masked % size, size, classes)
+        scores = score(rows.reshape(-1, dim), jnp.where(turn < 0, 0, columns), place)
+        scores = scores.reshape(chunks, size, lanes)
+        return lax.fori_loop(
+            jnp.int32(0),
+            jnp.int32(chunks),
+            lambda number, best: least(number, scores[number], best),
+            best,
+        )
+
+    at_once = jax.default_backend() == "cpu" and dim >= _LONG and chunks * size * lanes < 2**31
+    if chunks > 1 and not at_once:
+        best = lax.fori_loop(jnp.int32(0), jnp.int32(chunks), chunk, best)
+    else:
         # A loop of one round, of which no compiler knows: else every use repeats the minima.
-        end = end + (rows[0, 0, 0] == jnp.inf).astype(jnp.int32)
-    best = lax.fori_loop(jnp.int32(0), end, body, best)
+        once = 1 + (rows[0, 0, 0] == jnp.inf).astype(jnp.int32)
+        best = lax.fori_loop(jnp.int32(0), once, whole, best)
     return Screened(best[0].T, (best[1] * classes + row).T)

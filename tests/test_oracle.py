@@ -16,9 +16,14 @@ RNG = np.random.default_rng(0)
     ("num", "dim"), [(1, 3), (33, 5), (2049, 4), (5000, 7), (9000, 3)], ids=lambda size: str(size)
 )
 @pytest.mark.parametrize("phase", [oracle.SAMPLE, oracle.COARSE, oracle.FINE])
-@pytest.mark.parametrize("unrolled", [160, 16, 0], ids=["one chunk", "slices", "whole"])
-def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, monkeypatch):
+@pytest.mark.parametrize(
+    ("unrolled", "long"),
+    [(160, 1024), (16, 1024), (0, 1024), (32, 1)],
+    ids=["one chunk", "slices", "whole", "product at once"],
+)
+def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, long, monkeypatch):
     monkeypatch.setattr(oracle, "_UNROLLED", unrolled)  # accelerators reduce a chunk at once
+    monkeypatch.setattr(oracle, "_LONG", long)
     vertices = RNG.standard_normal((num, dim)).astype(np.float32)
     hull = prepare_hull(vertices, naming_dtype=jnp.bfloat16)
     if phase not in hull.phases:
