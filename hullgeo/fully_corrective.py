@@ -314,7 +314,8 @@ def _step(
     violating = square[:, None] - new_score > tolerance[:, None]
     accepted = named & (violating | ~coarse | ~started[:, None])
     slot = jnp.where(accepted, slot, jnp.int32(slots))
-    wanting = jnp.any(accepted, axis=1)
+    # A lane that is given up while it wants vertices may have lacked slots.
+    wanting = jnp.where(going, jnp.any(accepted, axis=1), jnp.any(wanted, axis=1))
     no_room = wanting & jnp.all(keep, axis=1)
     lane = jnp.arange(candidate.shape[0], dtype=jnp.int32)[:, None]
     score = score.at[lane, slot].set(new_score, mode="drop")

@@ -474,3 +474,13 @@ def test_the_first_pass_may_prove_that_a_query_is_outside():
         queries, answer.distance_lower_bound, answer.distance, strict=True
     ):
         assert 0 < lower <= reference(query, vertices) <= upper < 1.5 * lower
+
+
+@pytest.mark.parametrize(
+    ("most", "width"), [(0, 4), (1, 4), (4, 4), (5, 8), (8, 8), (9, 16), (16, 16)]
+)
+def test_columns_in_use_hold_every_named_candidate(most, width):
+    full = jax.random.normal(jax.random.key(0), (2, 16, 3))
+    named = jnp.arange(16)[None] < jnp.array([[most], [most // 2]])
+    made = fully_corrective._columns_in_use(lambda used: full[:, :used], named, axis=1)
+    np.testing.assert_array_equal(made, full.at[:, width:].set(0))
