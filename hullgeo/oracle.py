@@ -37,9 +37,11 @@ from hullgeo import _check, _numerics
 _U32 = 2.0**-24
 _CHUNK_BYTES = 2**20  # rows of a chunk: they are copied before they are multiplied
 _SLICES = (8, 16)  # slices of a chunk: few enough for scores in cache and short code
-_LONG = 1024  # dimensions from which a copy of rows costs more than all scores out of cache: rows
-_LONG_SLICES = 32  # are multiplied at once, and chunks, of so many slices, are of scores
 _CHUNK_ROWS = 2**16  # rows of a chunk on accelerators
+# Copies of longer rows cost more than scores that leave the cache: one product scores all of them,
+# and chunks, of so many slices, are of scores.
+_LONG = 1024  # dimensions
+_LONG_SLICES = 32
 _UNROLLED = 160  # slices at most that are reduced one by one; so few are not cut into chunks
 _STRIDE = 8  # the sample holds every eighth vertex
 _SMALLEST_SAMPLED = 2**13  # vertices
