@@ -24,6 +24,8 @@ from hullgeo.result import HullProjection, Status
 # How a lane stands.
 ACTIVE, ENDED, FULL, STUCK, BAD = range(5)
 
+_AGREEMENT = 2.0**-34  # of the scores of a basis, relative: one round of refinement was enough
+
 
 class Tolerances(NamedTuple):
     """Traced, so that sweeping them compiles nothing. `atol` in the units of half the square."""
@@ -84,20 +86,18 @@ def lost(oracle: Oracle, query: Array) -> Array:
 def least_score(
     oracle: Oracle,
     lanes: Lanes,
-    rows: Array,
+    scored: tuple[Float[Array, "lanes slots"], Float[Array, "lanes slots"]],
     unit: Float[Array, "lanes dim"],
     direction: Float[Array, "lanes dim"],
     floor: Float[Array, " lanes"],
-    *,
-    exact: bool,
 ) -> Float[Array, " lanes"]:
     """A number proved to be at most min_i <u_i, unit>, by a float64 direction of norm about one.
 
-    The slots in use are scored exactly, all other vertices are bounded by the pass that screened
-    the float32 `direction` near `unit` and found `floor` at least.
+    `scored` holds the scores of the slots and the errors of these; all other vertices are bounded
+    by the pass that screened the float32 `direction` near `unit` and found `floor` at least.
     """
     dim = unit.shape[1]
-    value, error = enclosure.scores(rows, unit, enclosure.length(rows), exact=exact)
+    value, error = scored
     on_slots = jnp.min(jnp.where(lanes.active.used, value - error, jnp.inf), axis=1)
     offset = jnp.sum(lanes.shifted * unit, axis=1)
     rounding = 1.1 * (dim + 6) * enclosure.U64 * (enclosure.length(lanes.shifted) + 1)
@@ -108,15 +108,13 @@ def least_score(
 def lower_bound(
     oracle: Oracle,
     lanes: Lanes,
-    rows: Array,
+    scored: tuple[Array, Array],
     unit: Array,
     direction: Array,
     floor: Array,
-    *,
-    exact: bool,
 ) -> Float[Array, " lanes"]:
     """Proved lower bound of the scaled distance; see `least_score`."""
-    least = least_score(oracle, lanes, rows, unit, direction, floor, exact=exact)
+    least = least_score(oracle, lanes, scored, unit, direction, floor)
     size = enclosure.length(unit) * (1 + (unit.shape[1] + 4) * enclosure.U64)
     bound = least / jnp.where(size > 0, size, 1) * (1 - 4 * enclosure.U64)
     return jnp.where(bound > 0, bound, 0)
@@ -167,34 +165,66 @@ def decide(
     active = lanes.active
     exact = active.rows.dtype == jnp.float64
     rows = active.rows if exact else rows_of(oracle, lanes.query, active.index)
-    norms = enclosure.length(rows)
+    # A bound of all norms spares a pass over the rows; next to the hull theirs are worth it.
+    reach = oracle.radius.astype(jnp.float64) + enclosure.length(lanes.shifted)
+    norms = jnp.broadcast_to(reach[:, None], rows.shape[:2])
+    norms = enclosure.length(rows) if exact else norms
+    waits = (lanes.code == ACTIVE) | (lanes.code == BAD)
+
+    def agree(value: Array) -> Array:
+        most = jnp.max(jnp.where(active.basic, value, -jnp.inf), axis=1)
+        least = jnp.min(jnp.where(active.basic, value, jnp.inf), axis=1)
+        share = jnp.minimum(_AGREEMENT, tolerances.rtol.astype(jnp.float64) / 16)
+        return jnp.all((most - least <= share * least) | waits)
+
     weights = active_set.weights(active).astype(jnp.float64)
     # A lane without support, where float32 got nowhere, has its first slot's vertex for a point.
     nothing = ~(jnp.sum(weights, axis=1, keepdims=True) > 0)
     first = jnp.arange(weights.shape[1], dtype=jnp.int32)[None] == 0
     weights = jnp.where(nothing, first.astype(jnp.float64), weights)
     direction = active_set.combine(weights, rows)
-    refined, direction = enclosure.refine(active, rows, weights, direction, rounds=2)
-    refined = jnp.where(jnp.all(refined >= 0, axis=1, keepdims=True), refined, weights)
-    refined = _at_vertex(active.used, rows, norms, refined)
-    size = enclosure.length(direction)
-    unit = direction / jnp.where(size > 0, size, 1)[:, None]
-    bound = lower_bound(oracle, lanes, rows, unit, lanes.direction, lanes.floor, exact=exact)
-    lower = jnp.maximum(lanes.lower, bound)
-    # Where passes ended early, the direction that was screened may prove more than a refined one.
-    lower = lax.cond(
-        tolerances.verdict,
-        lambda: jnp.maximum(lower, _screened_bound(oracle, lanes, rows, exact=exact)),
-        lambda: lower,
+    refined, direction, value = enclosure.refine(
+        active, rows, weights, direction, None if exact else agree
     )
-    point, error = enclosure.point(refined, rows, norms, exact=exact)
-    upper = jnp.minimum(lanes.upper, upper_bound(oracle, lanes, point, error))
+    refined = jnp.where(jnp.all(refined >= 0, axis=1, keepdims=True), refined, weights)
+    refined, norms = _at_vertex(active.used, rows, value, refined, norms)
+    size = enclosure.length(direction)
+    size = jnp.where(size > 0, size, 1)[:, None]
+    unit = direction / size
+    if exact:
+        scored = enclosure.scores(rows, unit, norms, exact=True)
+    else:
+        scored = value / size, enclosure.score_error(rows.shape[2], norms)
+    bound = lower_bound(oracle, lanes, scored, unit, lanes.direction, lanes.floor)
+    lower = jnp.maximum(lanes.lower, bound)
+
+    def screened_too() -> Array:
+        unit = lanes.direction.astype(jnp.float64)
+        scored = enclosure.scores(rows, unit, norms, exact=exact)
+        bound = lower_bound(oracle, lanes, scored, unit, lanes.direction, lanes.floor)
+        return jnp.maximum(lower, bound)
+
+    # Where passes ended early, the direction that was screened may prove more than a refined one.
+    lower = lax.cond(tolerances.verdict, screened_too, lambda: lower)
 
     total = jnp.sum(refined, axis=1, keepdims=True)
-    rounded = narrow(refined / jnp.where(total > 0, total, 1), dtype)
-    returned = rounded.astype(jnp.float64)
-    point, error = enclosure.point(returned, rows, norms, exact=exact)
-    gap = _gap(oracle, lanes, rows, point, error, exact=exact)
+    refined = refined / jnp.where(total > 0, total, 1)
+    rounded = narrow(refined, dtype)
+    point, error = enclosure.point(rounded.astype(jnp.float64), rows, norms, exact=exact)
+    upper = jnp.minimum(lanes.upper, upper_bound(oracle, lanes, point, error))
+
+    def unrounded_too() -> Array:
+        bound = upper_bound(oracle, lanes, *enclosure.point(refined, rows, norms, exact=exact))
+        return jnp.minimum(upper, bound)
+
+    # Rounding the weights costs its square, which matters next to the hull alone.
+    close = has_converged(oracle, tolerances, upper, lower) | waits
+    upper = lax.cond(jnp.all(close), lambda: upper, unrounded_too)
+    size = enclosure.length(point)
+    unit = point / jnp.where(size > 0, size, 1)[:, None]
+    scored = enclosure.scores(rows, unit, norms, exact=exact)
+    least = least_score(oracle, lanes, scored, unit, lanes.direction, lanes.floor)
+    gap = _gap(point, error, least, reach)
 
     radius = 0 * upper
     if inside:
@@ -204,46 +234,41 @@ def decide(
         tried = (bound == 0) & (upper < 2.0**-20)
         off = off + 1.1 * lost(oracle, lanes.query)
         size = enclosure.length(best) * (1 + (best.shape[1] + 4) * enclosure.U64)
-        normal = refined / jnp.where(total > 0, total, 1)
 
         def prove(lane: tuple[Array, ...]) -> Array:
             attempt, *rest = lane
             return lax.cond(attempt, lambda: enclosure.interior_radius(*rest), lambda: 0 * rest[-1])
 
-        radius = lax.map(prove, (tried, rows, normal, constant, size, off))
+        radius = lax.map(prove, (tried, rows, refined, constant, size, off))
     proved = radius > 0
     upper = jnp.where(proved, 0, upper)
     converged = has_converged(oracle, tolerances, upper, lower) & jnp.isfinite(upper)
     return Decision(rounded, point, upper, lower, gap, radius, converged)
 
 
-def _at_vertex(used: Array, rows: Array, norms: Array, weights: Array) -> Array:
-    """All weight on a vertex that equals the query: its distance is exactly 0."""
+def _at_vertex(
+    used: Array, rows: Array, scores: Array, weights: Array, norms: Array
+) -> tuple[Array, Array]:
+    """All weight on a vertex that equals the query: its score, norm and distance are exactly 0."""
 
-    def choose() -> Array:
+    def choose() -> tuple[Array, Array]:
         hit = used & jnp.all(rows == 0, axis=2)
         first = hit & (jnp.cumsum(hit, axis=1, dtype=jnp.int32) == 1)
-        return jnp.where(jnp.any(hit, axis=1, keepdims=True), first.astype(weights.dtype), weights)
+        some = jnp.any(hit, axis=1, keepdims=True)
+        return jnp.where(some, first.astype(weights.dtype), weights), jnp.where(hit, 0, norms)
 
-    return lax.cond(jnp.any(used & (norms == 0)), choose, lambda: weights)
-
-
-def _screened_bound(oracle: Oracle, lanes: Lanes, rows: Array, *, exact: bool) -> Array:
-    screened = lanes.direction.astype(jnp.float64)
-    return lower_bound(oracle, lanes, rows, screened, lanes.direction, lanes.floor, exact=exact)
+    return lax.cond(jnp.any(used & (scores == 0)), choose, lambda: (weights, norms))
 
 
-def _gap(
-    oracle: Oracle, lanes: Lanes, rows: Array, point: Array, error: Array, *, exact: bool
-) -> Array:
-    """At least the Frank-Wolfe gap max_i <x, x - u_i> of a point x known up to `error`."""
+def _gap(point: Array, error: Array, least: Array, reach: Array) -> Array:
+    """At least the Frank-Wolfe gap max_i <x, x - u_i> of a point x known up to `error`.
+
+    `least` is a number proved to be at most min_i <u_i, x / |x|>, `reach` at least max_i |u_i|.
+    """
     size = enclosure.length(point)
-    unit = point / jnp.where(size > 0, size, 1)[:, None]
-    least = least_score(oracle, lanes, rows, unit, lanes.direction, lanes.floor, exact=exact)
     grown = size * (1 + (point.shape[1] + 8) * enclosure.U64) + error
-    reach = oracle.radius.astype(jnp.float64) + 1.1 * enclosure.length(lanes.shifted)
-    gap = grown * grown - jnp.where(least > 0, size * (1 - 1e-14), grown) * least + error * reach
-    return jnp.maximum(gap, 0)
+    gap = grown * grown - jnp.where(least > 0, size * (1 - 1e-14), grown) * least
+    return jnp.maximum(gap + 1.1 * error * reach, 0)
 
 
 def answer(

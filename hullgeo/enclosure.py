@@ -22,6 +22,7 @@ the query (the origin) lies inside, at distance exactly 0.
 """
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
@@ -52,12 +53,12 @@ def scores(
     Args:
       rows: the rounded rows.
       direction: any numbers.
-      norms: computed norms of the rows.
+      norms: of the rows, computed or bounded.
       exact: split the products.
     """
     dim = rows.shape[2]
     if not exact:
-        return active_set.scores(rows, direction), 1.1 * (dim + 4) * U64 * norms
+        return active_set.scores(rows, direction), score_error(dim, norms)
     bits = _bits(dim)
     row_heads, row_size = _heads(rows, bits)
     heads, size = _heads(direction, bits)
@@ -67,6 +68,14 @@ def scores(
     )
     tails = 2.0**-bits * dim * row_size * size[:, None]
     return value, 1.1 * U64 * (norms + 3 * jnp.abs(value) + (dim + 4) * tails)
+
+
+def score_error(dim: int, norms: Array) -> Array:
+    """Bound of the error of plain scores in a direction of norm one, divided by its norm or after.
+
+    The row, the sum, the direction and the quotient round: (dim + 3) U |u_i|.
+    """
+    return 1.1 * (dim + 4) * U64 * norms
 
 
 def point(
@@ -106,20 +115,30 @@ def refine(
     rows: Float[Array, "lanes slots dim"],
     weights: Float[Array, "lanes slots"],
     direction: Float[Array, "lanes dim"],
-    rounds: int,
-) -> tuple[Float[Array, "lanes slots"], Float[Array, "lanes dim"]]:
-    """Make the scores of the basis equal, correcting weights and direction alike.
+    done: Callable[[Array], Array] | None = None,
+) -> tuple[Float[Array, "lanes slots"], Float[Array, "lanes dim"], Float[Array, "lanes slots"]]:
+    """Make the scores of the basis equal, correcting weights and direction alike, in two rounds.
 
     Solves for the change delta with sum(delta) = 0 and U U' delta = mean score - score by the
     tableau, which may be of lower precision: each round gains its accuracy.
+
+    Args:
+      active: the slots.
+      rows: of all slots.
+      weights: of the slots.
+      direction: any, such as `sum_i weights_i rows_i`.
+      done: given the scores after a round, a scalar that says whether it was enough.
+
+    Returns:
+      weights, direction and the scores of all slots in that direction.
     """
     mask = active.basic
     count = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1).astype(rows.dtype)
     ones = active_set.solve_basis(active, jnp.ones_like(active.value)).astype(rows.dtype)
     ones_sum = jnp.sum(ones, axis=1)
     ones_sum = jnp.where(ones_sum > 0, ones_sum, 1)
-    for _ in range(rounds):
-        value = active_set.scores(rows, direction)
+
+    def correct(weights: Array, direction: Array, value: Array) -> tuple[Array, Array, Array]:
         mean = jnp.sum(jnp.where(mask, value, 0), axis=1) / count
         off = jnp.where(mask, value - mean[:, None], 0)
         size = jnp.max(jnp.abs(off), axis=1)
@@ -128,9 +147,13 @@ def refine(
         level = jnp.sum(solved, axis=1) / ones_sum
         delta = size[:, None] * (level[:, None] * ones - solved)
         delta = jnp.where(jnp.isfinite(delta), delta, 0)
-        weights = weights + delta
         direction = direction + active_set.combine(delta, rows)
-    return weights, direction
+        return weights + delta, direction, active_set.scores(rows, direction)
+
+    once = correct(weights, direction, active_set.scores(rows, direction))
+    if done is None:
+        return correct(*once)
+    return lax.cond(done(once[2]), lambda *state: state, correct, *once)
 
 
 def interior_radius(

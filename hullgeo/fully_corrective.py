@@ -232,7 +232,7 @@ def _step(
     size = jnp.sqrt(square)
     unit = point / jnp.where(size > 0, size, 1)[:, None]
     if exact:
-        _, unit = enclosure.refine(active, active.rows, weights, unit, rounds=2)
+        _, unit, _ = enclosure.refine(active, active.rows, weights, unit)
         unit_size = enclosure.length(unit)
         unit = unit / jnp.where(unit_size > 0, unit_size, 1)[:, None]
     direction = narrow(unit, jnp.float32)
@@ -262,11 +262,10 @@ def _step(
     lower, upper = lanes.lower, lanes.upper
     if exact:
         held = lanes._replace(active=active)
-        bound = bracket.lower_bound(
-            oracle, held, active.rows, unit, direction, screened, exact=True
-        )
-        lower = jnp.maximum(lower, bound)
         norms = enclosure.length(active.rows)
+        scored = enclosure.scores(active.rows, unit, norms, exact=True)
+        bound = bracket.lower_bound(oracle, held, scored, unit, direction, screened)
+        lower = jnp.maximum(lower, bound)
         exact_point, off = enclosure.point(weights, active.rows, norms, exact=True)
         upper = bracket.upper_bound(oracle, lanes, exact_point, off)
         upper = jnp.where(started, upper, jnp.inf)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hullgeo import enclosure
+from hullgeo import _numerics, active_set, enclosure
 
 RNG = np.random.default_rng(1)
 
@@ -30,6 +30,49 @@ def test_scores_are_enclosed(exact, spread):
         assert abs(exactly(value)[index] - truth) <= exactly(error)[index]
     if exact:
         assert float(error.max()) < 2.0**-50
+
+
+def test_scores_divided_by_the_norm_of_the_direction_are_enclosed():
+    rows = RNG.standard_normal((1, 40, 9))
+    direction = 1e-5 * RNG.standard_normal((1, 9))
+    norms = enclosure.length(jnp.asarray(rows))
+    size = enclosure.length(jnp.asarray(direction))[:, None]
+    unit = jnp.asarray(direction) / size
+    value, _ = enclosure.scores(jnp.asarray(rows), jnp.asarray(direction), norms, exact=False)
+    error = exactly(enclosure.score_error(9, norms))
+    for row, found, bound in zip(rows[0], exactly(value / size), error, strict=True):
+        truth = sum(a * b for a, b in zip(exactly(row), exactly(unit), strict=True))
+        assert abs(found - truth) <= bound
+
+
+def test_refinement_ends_when_the_scores_agree():
+    rows = jnp.asarray(RNG.standard_normal((3, 4, 9)) + 3)
+    used = jnp.ones((3, 4), bool)
+    constant = jnp.ones((3,), jnp.float32)
+    with _numerics.float64():
+        index = jnp.broadcast_to(jnp.arange(4, dtype=jnp.int32), (3, 4))
+        active = active_set.from_rows(index, used, rows.astype(jnp.float32), constant)
+        active, _ = active_set.solve(
+            active, jnp.ones((3, 4), jnp.float32), used[:, 0], constant, 0 * constant, 50
+        )
+        weights = active_set.weights(active).astype(jnp.float64)
+        direction = active_set.combine(weights, rows)
+
+        def spread(done):
+            found = enclosure.refine(active, rows, weights, direction, done)
+            refined, toward, scores = map(np.asarray, found)
+            np.testing.assert_allclose(np.einsum("bm,bmd->bd", refined, rows), toward, rtol=1e-12)
+            np.testing.assert_allclose(np.einsum("bmd,bd->bm", rows, toward), scores, rtol=1e-13)
+            basis = np.where(active.basic, scores, np.nan)
+            return np.max((np.nanmax(basis, axis=1) - np.nanmin(basis, axis=1)) / scores.min())
+
+        once, twice = (
+            spread(lambda scores: jnp.bool_(True)),
+            spread(lambda scores: jnp.bool_(False)),
+        )
+        assert 1e-14 < once < 1e-9
+        assert twice < 1e-15
+        assert spread(None) == twice
 
 
 @pytest.mark.parametrize("exact", [False, True])
