@@ -6,6 +6,7 @@ queries left undecided are finished together, with more slots where they need th
 compiled per bucket (lanes, slots), never per number of queries.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -27,7 +28,9 @@ _ROW_BYTES = (2**23, 2**25)
 _ACCELERATOR_ROW_BYTES = 2**28
 _LANES = (1, 8, 16, 32, 64, 128)
 _ACCELERATOR_LANES = (1, 32, 256, 1024)
-_SLOT_STEP = 8  # slots of a decision are a multiple of it
+_MANY_VERTICES = 2**14  # from here on passes cost so much that half a batch is left and gathered
+_DECIDED_BYTES = 2**22  # of the float64 rows of a decision, which are read half a dozen times
+_SLOT_STEP = 8  # slots of a decision are a multiple of it, and of twice that from 33 on
 
 
 def default_slots(num_vertices: int, dim: int) -> int:
@@ -65,6 +68,14 @@ def num_lanes(queries: int, slots: int, dim: int, num_vertices: int) -> int:
     most = max(least, room // (4 * slots * dim))
     fitting = [lanes for lanes in sizes if lanes <= most]
     return next((lanes for lanes in fitting if lanes >= queries), fitting[-1])
+
+
+def num_decided(lanes: int, slots: int, dim: int) -> int:
+    """Lanes of a batch that are decided together: few on CPUs, whose rows stay in cache."""
+    if jax.default_backend() != "cpu":
+        return lanes
+    most = max(8, _DECIDED_BYTES // (8 * slots * dim))
+    return max(size for size in _LANES if size <= min(lanes, most))
 
 
 def project(
@@ -208,24 +219,39 @@ def _name(oracle: Any, lanes: Lanes, tolerances: Tolerances, phase: Array, leave
 
 @partial(jax.jit, static_argnames=("slots", "dtype"))
 def _conclude(
-    oracle: Any, lanes: Lanes, tolerances: Tolerances, *, slots: int, dtype: jnp.dtype
+    oracle: Any,
+    lanes: Lanes,
+    tolerances: Tolerances,
+    rows: Array,
+    *,
+    slots: int,
+    dtype: jnp.dtype,
 ) -> HullProjection:
-    """Decide with as many slots as are in use: float64 rows of empty ones cost as much."""
+    """Decide these lanes, which use so many slots at most."""
     with _numerics.float64():
         full = lanes.active.index.shape[1]
+        active = lanes.active._replace(rows=lanes.active.rows[:, :, :0])
+        lanes = jax.tree.map(lambda array: array[rows], lanes._replace(active=active))
         lanes = lanes._replace(active=active_set.narrow(lanes.active, slots))
         decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
         return _widened(bracket.answer(oracle, lanes, decision, tolerances, dtype), full)
 
 
-def _conclude_used(
+def _conclusions(
     oracle: Any, lanes: Lanes, tolerances: Tolerances, rows: np.ndarray, *, dtype: jnp.dtype
-) -> HullProjection:
-    """`_conclude`, in the slots that these lanes use."""
-    used = np.asarray(lanes.active.used)
-    most = -(-max(int(used[rows].sum(axis=1).max()), 1) // _SLOT_STEP) * _SLOT_STEP
-    slots = min(used.shape[1], most)
-    return _conclude(oracle, lanes, tolerances, slots=slots, dtype=dtype)
+) -> Iterator[tuple[np.ndarray, HullProjection]]:
+    """Decide these lanes a few at a time, by the slots they use: empty ones cost as much."""
+    used = np.asarray(lanes.active.used).sum(axis=1)
+    slots, dim = lanes.active.index.shape[1], lanes.query.shape[1]
+    size = num_decided(len(used), slots, dim)
+    rows = rows[np.argsort(used[rows], kind="stable")]
+    for first in range(0, len(rows), size):
+        group = rows[first : first + size]
+        most = max(int(used[group[-1]]), 1)
+        step = _SLOT_STEP if most <= 4 * _SLOT_STEP else 2 * _SLOT_STEP
+        most = min(slots, -(-most // step) * step)
+        padded = np.resize(group, size).astype(np.int32)
+        yield group, _conclude(oracle, lanes, tolerances, padded, slots=most, dtype=dtype)
 
 
 def _widened(answer: HullProjection, slots: int) -> HullProjection:
@@ -360,17 +386,14 @@ def _project_by_gram(
     dtype: jnp.dtype,
 ) -> HullProjection:
     """Supports named by the Gram matrix and decided at once; passes for what that leaves."""
-    number, dim = queries.shape
+    number = len(queries)
     answers = _Answers(number)
-    ahead = next((size for size in _LANES if size >= number), _LANES[-1])
-    lanes = min(ahead, num_lanes(number, slots, dim, oracle.num_vertices))
-    for first in range(0, number, ahead):
-        named = _name_by_gram(oracle, _block(queries, first, ahead), slots=slots)
-        for begin in range(first, min(first + ahead, number), lanes):
-            rows = np.arange(min(lanes, number - begin))
-            batch = _block(named, begin - first, lanes)
-            answer = _conclude_used(oracle, batch, tolerances, rows, dtype=dtype)
-            answers.add(begin + rows, rows, answer)
+    lanes = next((size for size in _LANES if size >= number), _LANES[-1])
+    for first in range(0, number, lanes):
+        named = _name_by_gram(oracle, _block(queries, first, lanes), slots=slots)
+        rows = np.arange(min(lanes, number - first))
+        for group, answer in _conclusions(oracle, named, tolerances, rows, dtype=dtype):
+            answers.add(first + group, np.arange(len(group)), answer)
     answer = answers.merge()
     left = (answer.status != Status.CONVERGED) & (answer.status != Status.NONFINITE)
     left = np.flatnonzero(left & (answer.num_steps < int(tolerances.max_steps)))
@@ -410,9 +433,8 @@ def _project_batches(
 
     def conclude(batch: Lanes, ids: np.ndarray, done: np.ndarray) -> None:
         rows = np.flatnonzero(done & (ids >= 0))
-        if len(rows):
-            answer = _conclude_used(oracle, batch, tolerances, rows, dtype=dtype)
-            answers.add(ids[rows], rows, answer)
+        for group, answer in _conclusions(oracle, batch, tolerances, rows, dtype=dtype):
+            answers.add(ids[group], np.arange(len(group)), answer)
 
     def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> None:
         batch = _name(oracle, batch, tolerances, np.int32(phase), np.int32(leave))
@@ -427,8 +449,10 @@ def _project_batches(
             kept = np.where(np.arange(len(padded)) < len(rows), ids[padded], -1)
             pool.append(_Left(_gather(batch, jnp.asarray(padded.astype(np.int32))), kept))
 
-    # One batch alone is not left before its last query is done: a smaller one would be compiled.
-    group = lanes // 4 if number > lanes else 0
+    # Gathering lanes costs rows of their slots, a pass for few lanes those of all vertices. One
+    # batch alone is not left before its last query is done: a smaller one would be compiled.
+    share = 2 if oracle.num_vertices >= _MANY_VERTICES else 4
+    group = lanes // share if number > lanes else 0
     first_phase = SAMPLE if start is None else COARSE
     for first in range(0, number, lanes):
         ids = np.arange(first, min(first + lanes, number))

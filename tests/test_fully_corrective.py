@@ -423,11 +423,13 @@ def test_a_lane_without_support_claims_nothing():
     assert not np.asarray(decision.converged).any()
 
 
-def test_few_vertices_are_named_by_their_gram_matrix():
+@pytest.mark.parametrize("number", [20, 130])  # the last lanes of a full batch go on alone
+def test_few_vertices_are_named_by_their_gram_matrix(number):
     rng = np.random.default_rng(0)
     vertices = rng.normal(size=(100, 120)).astype(np.float32)
     vertices[50] = vertices[0]
-    queries = np.concatenate([2 * rng.normal(size=(20, 120)), vertices[:1]]).astype(np.float32)
+    queries = np.concatenate([2 * rng.normal(size=(number, 120)), vertices[:1]])
+    queries = queries.astype(np.float32)
     queries[3, 2] = np.nan
     hull = prepare_hull(vertices)
     assert hull.gram.shape == (100, 100)
@@ -444,6 +446,15 @@ def test_few_vertices_are_named_by_their_gram_matrix():
     assert answer.distance[-1] == 0
     expected = [reference(query, vertices) for query in queries[:3]]
     np.testing.assert_allclose(answer.distance[:3], expected, rtol=1e-6)
+
+
+def test_a_query_at_a_vertex_needs_no_float64_passes(monkeypatch):
+    monkeypatch.setattr(batching, "_finish_supports", None)
+    corners = scipy.spatial.ConvexHull(cloud()).vertices[:QUERIES]
+    vertices = cloud().astype(np.float32)
+    answer = project_to_hull(vertices[corners], vertices)
+    assert (answer.status == Status.CONVERGED).all()
+    assert (answer.distance == 0).all()
 
 
 def test_a_query_that_only_has_to_admit_its_band_is_not_given_up():
