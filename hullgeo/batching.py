@@ -70,12 +70,13 @@ def num_lanes(queries: int, slots: int, dim: int, num_vertices: int) -> int:
     return next((lanes for lanes in fitting if lanes >= queries), fitting[-1])
 
 
-def num_decided(lanes: int, slots: int, dim: int) -> int:
+def num_decided(lanes: int, slots: int, dim: int, num_vertices: int) -> int:
     """Lanes of a batch that are decided together: few on CPUs, whose rows stay in cache."""
+    most = min(lanes, num_lanes(lanes, slots, dim, num_vertices))
     if jax.default_backend() != "cpu":
-        return lanes
-    most = max(8, _DECIDED_BYTES // (8 * slots * dim))
-    return max(size for size in _LANES if size <= min(lanes, most))
+        return most
+    most = min(most, max(8, _DECIDED_BYTES // (8 * slots * dim)))
+    return max(size for size in _LANES if size <= most)
 
 
 def project(
@@ -243,7 +244,7 @@ def _conclusions(
     """Decide these lanes a few at a time, by the slots they use: empty ones cost as much."""
     used = np.asarray(lanes.active.used).sum(axis=1)
     slots, dim = lanes.active.index.shape[1], lanes.query.shape[1]
-    size = num_decided(len(used), slots, dim)
+    size = num_decided(len(used), slots, dim, oracle.num_vertices)
     rows = rows[np.argsort(used[rows], kind="stable")]
     for first in range(0, len(rows), size):
         group = rows[first : first + size]

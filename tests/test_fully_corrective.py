@@ -448,6 +448,13 @@ def test_few_vertices_are_named_by_their_gram_matrix(number):
     np.testing.assert_allclose(answer.distance[:3], expected, rtol=1e-6)
 
 
+def test_decisions_keep_to_the_memory_of_a_batch():
+    assert batching.num_decided(128, 48, 2048, 1000) == 8
+    assert batching.num_decided(64, 48, 512, 5000) == 16
+    # Rows of a hundred vertices of 150,000 dimensions: one query at a time.
+    assert batching.num_decided(128, 100, 150_000, 100) == 1
+
+
 def test_a_query_at_a_vertex_needs_no_float64_passes(monkeypatch):
     monkeypatch.setattr(batching, "_finish_supports", None)
     corners = scipy.spatial.ConvexHull(cloud()).vertices[:QUERIES]
