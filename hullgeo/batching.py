@@ -8,7 +8,7 @@ compiled per bucket (lanes, slots), never per number of queries.
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from hullgeo import _check, _numerics, active_set, bracket, fully_corrective, gram
 from hullgeo.bracket import ACTIVE, BAD, ENDED, Lanes, Tolerances
-from hullgeo.oracle import COARSE, FINE, SAMPLE, Hull, Oracle
+from hullgeo.oracle import FINE, SAMPLE, SKETCH, Hull, Oracle
 from hullgeo.parallel import split_over_devices
 from hullgeo.result import HullProjection, Status
 
@@ -28,7 +28,9 @@ _ROW_BYTES = (2**23, 2**25)
 _ACCELERATOR_ROW_BYTES = 2**28
 _LANES = (1, 8, 16, 32, 64, 128)
 _ACCELERATOR_LANES = (1, 32, 256, 1024)
-_MANY_VERTICES = 2**14  # from here on passes cost so much that half a batch is left and gathered
+_MANY_VERTICES = 2**14  # from here on passes cost so much that even most of a batch is left over
+# Eighths of a batch: lanes of a smaller batch for the last queries, and how many may be left over.
+_LEFT, _LEFT_MANY = (2, 2), (4, 7)
 _DECIDED_BYTES = 2**22  # of the float64 rows of a decision, which are read half a dozen times
 _SLOT_STEP = 8  # slots of a decision are a multiple of it, and of twice that from 33 on
 
@@ -161,7 +163,7 @@ def _solve_batch(
     with _numerics.float64():
         lanes = _start(oracle, *given, slots=slots)
         lanes = fully_corrective.name_candidates(
-            oracle, lanes, tolerances, phase=SAMPLE if given[1] is None else COARSE
+            oracle, lanes, tolerances, phase=SAMPLE if given[1] is None else SKETCH
         )
         decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
         first = bracket.answer(oracle, lanes, decision, tolerances, dtype)
@@ -285,13 +287,16 @@ def _finish_supports(
 
 
 @jax.jit
-def _gather(lanes: Lanes, rows: Array) -> Lanes:
-    return jax.tree.map(lambda array: array[rows], lanes)
+def _take(pool: Lanes, rows: Array, wanted: Array) -> Lanes:
+    """These lanes of the pool; those that are not wanted have ended."""
+    taken = jax.tree.map(lambda array: array[rows], pool)
+    return taken._replace(code=jnp.where(wanted, taken.code, jnp.int32(ENDED)))
 
 
-@jax.jit
-def _join(parts: list[Lanes]) -> Lanes:
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+@partial(jax.jit, donate_argnames=("pool",))
+def _put(pool: Lanes, lanes: Lanes, source: Array, target: Array) -> Lanes:
+    """These lanes in those places of the pool; targets past its end are dropped."""
+    return jax.tree.map(lambda old, new: old.at[target].set(new[source], mode="drop"), pool, lanes)
 
 
 def _block(arrays: Any, first: int, size: int) -> Any:
@@ -305,11 +310,34 @@ def _block(arrays: Any, first: int, size: int) -> Any:
     return jax.tree.map(cut, arrays)
 
 
-class _Left(NamedTuple):
-    """Lanes gathered because they need more passes than most, and the queries they belong to."""
+class _Pool:
+    """Lanes that need more passes than most of their batch, until they fill one of their own."""
 
-    lanes: Lanes
-    ids: np.ndarray  # -1 in lanes that only fill the batch
+    def __init__(self, size: int):
+        self.ids = np.full(size, -1)  # of the queries; -1 where a place is free
+        self.lanes: Lanes | None = None
+
+    def __len__(self) -> int:
+        return int((self.ids >= 0).sum())
+
+    def put(self, batch: Lanes, ids: np.ndarray, rows: np.ndarray, most: int) -> None:
+        """Keep these rows of a batch, `most` at most: so many are moved, whatever their number."""
+        if self.lanes is None:
+            self.lanes = jax.tree.map(
+                lambda array: jnp.zeros((len(self.ids), *array.shape[1:]), array.dtype), batch
+            )
+        places = np.flatnonzero(self.ids < 0)[: len(rows)]
+        self.ids[places] = ids[rows]
+        source = np.resize(rows, most).astype(np.int32)
+        target = np.pad(places, (0, most - len(rows)), constant_values=len(self.ids))
+        self.lanes = _put(self.lanes, batch, source, target.astype(np.int32))
+
+    def take(self, size: int) -> tuple[Lanes, np.ndarray]:
+        """A batch of so many lanes, filled with lanes that have no query."""
+        rows = np.argsort(self.ids < 0, kind="stable")[:size].astype(np.int32)
+        ids = self.ids[rows]
+        self.ids[rows] = -1
+        return _take(self.lanes, rows, ids >= 0), ids
 
 
 class _Answers:
@@ -430,7 +458,11 @@ def _project_batches(
     number, dim = queries.shape
     lanes = num_lanes(number, slots, dim, oracle.num_vertices)
     answers = _Answers(number)
-    pool: list[_Left] = []
+    # Moving lanes costs rows of their slots, a pass for few lanes those of all vertices. One batch
+    # alone leaves none over: a smaller one would be compiled.
+    few, most_left = _LEFT_MANY if oracle.num_vertices >= _MANY_VERTICES else _LEFT
+    few, most_left = few * lanes // 8, most_left * lanes // 8 if number > lanes else 0
+    pool = _Pool(2 * lanes)
 
     def conclude(batch: Lanes, ids: np.ndarray, done: np.ndarray) -> None:
         rows = np.flatnonzero(done & (ids >= 0))
@@ -444,30 +476,20 @@ def _project_batches(
         )
         active &= ids >= 0
         conclude(batch, ids, ~active)
-        rows = np.flatnonzero(active)
-        if len(rows):
-            padded = np.concatenate([rows, np.flatnonzero(~active)])[:leave]
-            kept = np.where(np.arange(len(padded)) < len(rows), ids[padded], -1)
-            pool.append(_Left(_gather(batch, jnp.asarray(padded.astype(np.int32))), kept))
+        if active.any():
+            pool.put(batch, ids, np.flatnonzero(active), leave)
 
-    # Gathering lanes costs rows of their slots, a pass for few lanes those of all vertices. One
-    # batch alone is not left before its last query is done: a smaller one would be compiled.
-    share = 2 if oracle.num_vertices >= _MANY_VERTICES else 4
-    group = lanes // share if number > lanes else 0
-    first_phase = SAMPLE if start is None else COARSE
+    first_phase = SAMPLE if start is None else SKETCH
     for first in range(0, number, lanes):
         ids = np.arange(first, min(first + lanes, number))
         block = _block((queries, start, steps), first, lanes)
         ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
-        advance(_start(oracle, *block, slots=slots), ids, phase=first_phase, leave=group)
-        if len(pool) * group >= lanes:
-            joined = _join([left.lanes for left in pool])
-            joined_ids = np.concatenate([left.ids for left in pool])
-            pool.clear()
-            advance(joined, joined_ids, phase=FINE, leave=group)
-    while pool:
-        left = pool.pop()
-        advance(left.lanes, left.ids, phase=FINE, leave=0)
+        advance(_start(oracle, *block, slots=slots), ids, phase=first_phase, leave=most_left)
+        while len(pool) >= lanes:
+            advance(*pool.take(lanes), phase=FINE, leave=most_left)
+    while len(pool):
+        many = len(pool) > lanes // 2
+        advance(*pool.take(lanes if many else few), phase=FINE, leave=few if many else 0)
 
     return answers.merge()
 

@@ -6,9 +6,10 @@ Each pass prices all vertices for all live queries with one matrix product (`ora
 best violators of the optimality conditions <u_i, x> >= |x|^2 to the support, and solves the problem
 on the support exactly (`active_set.py`). Trust is cheap, so precision is spent where it decides:
 
-1. *name*: passes over a sample of the vertices, then over all of them, in bfloat16 where that
-   pays and then in float32, until nothing violates beyond float32 noise. Vertices that rounding
-   cannot tell from the least join the slots, so that they are scored exactly later. Proves nothing.
+1. *name*: passes over a sample of the vertices, then over all of them, first in their principal
+   components where few hold nearly everything, then in bfloat16 where that pays, and at last in
+   float32, until nothing violates beyond float32 noise. Vertices that rounding cannot tell from the
+   least join the slots, so that they are scored exactly later. Proves nothing.
 2. *decide*: float64 rows of the support alone, solution and direction refined, bracket enclosed
    (`enclosure.py`); the last pass bounds all the other vertices. Most queries end here.
 3. *finish*: float64 passes for the queries that are left: near or inside the hull, or with more
@@ -29,13 +30,13 @@ from hullgeo import active_set, bracket, enclosure
 from hullgeo._numerics import HIGHEST, narrow
 from hullgeo.active_set import ActiveSet
 from hullgeo.bracket import ACTIVE, BAD, ENDED, FULL, STUCK, Lanes, Tolerances
-from hullgeo.oracle import COARSE, FINE, SAMPLE, Oracle, power_of_two
+from hullgeo.oracle import COARSE, FINE, SAMPLE, SKETCH, Oracle, power_of_two
 
 _U32 = 2.0**-24
 _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
-_COARSE_NOISE = 2.0**-12  # of a bfloat16 score, relative to |x| R, mostly; naming needs no more
+_COARSE_NOISE = 2.0**-12  # of a rough score, relative to |x| R, mostly; naming needs no more
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
-_PATIENCE = 2  # the sample and bfloat16 have served when one lane of so many is active
+_PATIENCE = 2  # rough passes have served when one lane of so many is active
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
 # rounding. In float64 a badly conditioned basis may recover late.
 _STALLS = (2, 20)
@@ -168,7 +169,7 @@ def _loop(
         again = over & ((lanes.code == ENDED) | (lanes.code == STUCK))
         lanes = lanes._replace(
             code=jnp.where(again, ACTIVE, lanes.code),
-            steps=jnp.where(over & (kind[at] == SAMPLE), 0, lanes.steps),
+            steps=jnp.where(over & (kind[at] < COARSE), 0, lanes.steps),
             square=jnp.where(over, jnp.inf, lanes.square),
             stalls=jnp.where(over, 0, lanes.stalls),
             idle=lanes.idle & ~over,
@@ -176,8 +177,8 @@ def _loop(
         return lanes, at + over.astype(jnp.int32)
 
     first = jnp.sum(kind < phase, dtype=jnp.int32) + 0 * lanes.code[0]
-    # One float32 pass may prove a verdict at once; bfloat16 would prove nothing.
-    first = first + (tolerances.verdict & (kind[first] == COARSE)).astype(jnp.int32)
+    # One float32 pass may prove a verdict at once; a rough one would prove nothing.
+    first = jnp.where(tolerances.verdict & (kind[first] > SAMPLE), jnp.int32(last), first)
     return lax.while_loop(going, step, (lanes, first))[0]
 
 
@@ -219,7 +220,8 @@ def _step(
 ) -> Lanes:
     """One pass: price, bound, admit, solve on the support. `phases[at]` says what is priced."""
     phase = jnp.asarray(phases, jnp.int32)[at]
-    sampling, coarse, fine = phase == SAMPLE, phase == COARSE, phase == FINE
+    sampling, fine = phase == SAMPLE, phase == FINE
+    rough = (phase == SKETCH) | (phase == COARSE)
     active = lanes.active
     slots = active.index.shape[1]
     dtype = active.rows.dtype
@@ -283,7 +285,7 @@ def _step(
         near = square - least <= jnp.maximum(enough, tolerance)
         # Named. Vertices inside the band join the slots, so that the decision scores them exactly.
         banded = fine & near & (jnp.min(value, axis=1) * size < square + margin)
-        ended = near & ~banded & ~coarse
+        ended = near & ~banded & ~rough
         separated = tolerances.verdict & (least > margin) & (started | fine)
         near_hull = size < _NEAR_HULL
         # What is idle may only have to admit the vertices of the band.
@@ -294,9 +296,9 @@ def _step(
     going = live & ~ended & ~hopeless
 
     violation = jnp.where(started[:, None], size[:, None] - value, -value)
-    threshold = jnp.where(banded, -margin, tolerance)
-    # What bfloat16 cannot tell from a violation is a candidate; scores decide below.
-    slack = jnp.where(coarse, _COARSE_NOISE * oracle.radius, 0).astype(dtype)
+    threshold = jnp.where(banded | rough, -margin, tolerance)
+    # What a rough pass cannot tell from a violation is a candidate; scores decide below.
+    slack = jnp.where(rough, _COARSE_NOISE * oracle.radius, 0).astype(dtype)
     violates = (violation + slack) * size[:, None] > threshold[:, None]
     # Without any vertex yet, all candidates are welcome; with a support to solve for, none is.
     empty = ~jnp.any(keep, axis=1, keepdims=True)
@@ -310,8 +312,11 @@ def _step(
         axis=1,
     )
     new_score = active_set.scores(rows, point)
-    violating = square[:, None] - new_score > tolerance[:, None]
-    accepted = named & (violating | ~coarse | ~started[:, None])
+    # Once nothing violates, what the band will hold joins, which spares a float32 pass for it.
+    violating = named & (square[:, None] - new_score > tolerance[:, None])
+    inside = named & (square[:, None] - new_score > -margin[:, None])
+    settled = ~jnp.any(violating, axis=1, keepdims=True)
+    accepted = jnp.where(rough & started[:, None], jnp.where(settled, inside, violating), named)
     slot = jnp.where(accepted, slot, jnp.int32(slots))
     # A lane that is given up while it wants vertices may have lacked slots.
     wanting = jnp.where(going, jnp.any(accepted, axis=1), jnp.any(wanted, axis=1))
@@ -334,12 +339,12 @@ def _step(
     )
     # Twice without a change of the basis: once may have moved the weights, which the next pass
     # sees. A vertex admitted only because it is inside the band is progress too.
-    idle = (sweeps == 0) & ~(jnp.any(slot < slots, axis=1) & banded)
+    idle = (sweeps == 0) & ~(jnp.any(slot < slots, axis=1) & (banded | rough))
     stalls = jnp.where(stalled, lanes.stalls + jnp.minimum(sweeps, 1), 0)
     stuck = hopeless | (going & idle & (lanes.idle | no_room))
     full = no_room & ~near_hull
     code = jnp.where(stuck, jnp.where(full, FULL, STUCK), lanes.code)
-    ended = ended | (coarse & going & started & ~wanting & (sweeps == 0)) | (live & separated)
+    ended = ended | (rough & going & started & ~wanting & (sweeps == 0)) | (live & separated)
     code = jnp.where(ended, ENDED, code)
 
     def frozen(old: Array, new: Array, where: Array) -> Array:

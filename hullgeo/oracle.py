@@ -16,8 +16,9 @@ R' = (1 + u) R bounds the stored rows, gamma_d = d u / (1 - d u) any order of su
 "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1), and the flush of subnormal
 products adds at most d 2^-126. `Hull.error` is that sum.
 
-Passes that only name candidates may run over a sample of the vertices, or over rows rounded to
-bfloat16 where the device multiplies them faster: they bound nothing.
+Passes that only name candidates may run over a sample of the vertices, over their principal
+components, or over rows rounded to bfloat16 where the device multiplies them faster: they bound
+nothing.
 
 Anything with the members of `Oracle` serves the engine of `fully_corrective.py`: one array,
 shards, blocks from disk.
@@ -48,10 +49,14 @@ _SMALLEST_SAMPLED = 2**13  # vertices
 _LARGEST_COVARIANCE = 1024  # dimensions
 _SHRINKAGE = 0.1  # of the covariance towards its mean variance
 _SMALLEST_COARSE = 2**12  # vertices from which pricing decides about the time
+_SMALLEST_SKETCHED = 512  # dimensions, of that many vertices
+_COMPONENTS = (8, 512)  # of the sketch: an eighth of the dimensions, so many at most
+_LOST = 2.0**-5  # of the squared variances, at most, outside the components
 _UNSIGNED = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}  # by bytes
 
-# What a pass runs over: every eighth vertex; all, in bfloat16; all, in float32. Only FINE bounds.
-SAMPLE, COARSE, FINE = range(3)
+# What a pass runs over: every eighth vertex; all, in few components; all, in bfloat16; all, in
+# float32. Only FINE bounds.
+SAMPLE, SKETCH, COARSE, FINE = range(4)
 
 
 class Screened(NamedTuple):
@@ -124,7 +129,9 @@ class Hull(NamedTuple):
       rows: `(v - center) / 2**exponent` rounded to float32, in chunks, padded with zero rows;
         `place` says where each vertex is.
       coarse: `rows` in bfloat16, for passes that only name candidates; empty where that is slower.
-      sample: every eighth row, padded, for the first passes; empty where there are few vertices.
+      sample: every eighth row, or of the sketch, for the first passes; empty for few vertices.
+      components: orthonormal directions in which the rows vary most; none where there is no sketch.
+      sketch: `rows` in these, for the passes that follow; empty where they hold too little.
       gram: products of the rows with each other; empty where they outnumber the dimensions.
       inverse_covariance: of the rows, shrunk and scaled; empty where it would be too large.
       radius: at least the norm of every exact centred, scaled row.
@@ -137,7 +144,9 @@ class Hull(NamedTuple):
     exponent: Int[Array, ""]
     rows: Float[Array, "chunks size dim"]
     coarse: Float[Array, "rounded_chunks rounded_size dim"]
-    sample: Float[Array, "sampled_chunks sampled_size dim"]
+    sample: Float[Array, "sampled_chunks sampled_size dim_or_few"]
+    components: Float[Array, "dim few"]
+    sketch: Float[Array, "sketched_chunks sketched_size few"]
     gram: Float[Array, "inner inner"]
     inverse_covariance: Float[Array, "across across"]
     radius: Float[Array, ""]
@@ -152,10 +161,8 @@ class Hull(NamedTuple):
     @property
     def phases(self) -> tuple[int, ...]:
         """See `Oracle`."""
-        sizes = self.sample.shape[0], self.coarse.shape[0], self.rows.shape[0]
-        return tuple(
-            phase for phase, size in zip((SAMPLE, COARSE, FINE), sizes, strict=True) if size
-        )
+        rows = {SAMPLE: self.sample, SKETCH: self.sketch, COARSE: self.coarse, FINE: self.rows}
+        return tuple(phase for phase, chunks in rows.items() if chunks.shape[0])
 
     @property
     def num_classes(self) -> int:
@@ -176,14 +183,16 @@ class Hull(NamedTuple):
           masked: vertices left out, `num_vertices` where a slot masks none.
           phase: what it runs over; `FINE` alone bounds anything.
         """
-        if phase != SAMPLE:
-            rows = self.rows if phase == FINE else self.coarse
-            return _screen(rows, self.num_vertices, self.num_classes, direction, masked)
-        size = -(-self.num_vertices // _STRIDE)
-        inside = (masked % _STRIDE == 0) & (masked < self.num_vertices)
-        local = jnp.where(inside, masked // _STRIDE, jnp.int32(size))
-        found = _screen(self.sample, size, self.num_classes, direction, local)
-        return found._replace(index=found.index * _STRIDE)
+        rows = {SAMPLE: self.sample, SKETCH: self.sketch, COARSE: self.coarse, FINE: self.rows}
+        if phase <= SKETCH and self.components.shape[1]:
+            direction = _numerics.product(direction, self.components)
+        number, local = self.num_vertices, masked
+        if phase == SAMPLE:
+            number = -(-number // _STRIDE)
+            inside = (masked % _STRIDE == 0) & (masked < self.num_vertices)
+            local = jnp.where(inside, masked // _STRIDE, jnp.int32(number))
+        found = _screen(rows[phase], number, self.num_classes, direction, local)
+        return found._replace(index=found.index * _STRIDE) if phase == SAMPLE else found
 
     def place(self, index: Int[Array | np.ndarray, "*slots"]) -> Int[Array, "*slots"]:
         """Where vertices are in `rows`, counted over all chunks."""
@@ -231,13 +240,16 @@ def num_classes(num_vertices: int) -> int:
 
 
 def prepare_hull(
-    vertices: Float[Array | np.ndarray, "vertices dim"], *, naming_dtype: Any = None
+    vertices: Float[Array | np.ndarray, "vertices dim"],
+    *,
+    naming_dtype: Any = None,
+    num_components: int | None = None,
 ) -> Hull:
     """Centre, scale and round vertices once, for a hull that is asked again and again.
 
     The result may be passed to `project_to_hull` in place of the vertices, through `jit` and `pmap`
-    too. It holds the vertices, a float32 copy, with bfloat16 products a copy of that type, of many
-    vertices an eighth again, and up to 1,024 dimensions a matrix of that order.
+    too. It holds the vertices, a float32 copy, with bfloat16 products a copy of that type, often an
+    eighth again for a sample or a sketch, and up to 1,024 dimensions a matrix of that order.
 
     Args:
       vertices: `(vertices, dim)`, one vertex a row, float32, bfloat16, float16 or float64. A NumPy
@@ -246,6 +258,9 @@ def prepare_hull(
       naming_dtype: type of the products that only name candidates, `jnp.bfloat16` or `jnp.float32`;
         proofs are in float32 and float64 whatever it is. By default float32, and for 2^12 vertices
         or more the faster of both, from one short measurement a process.
+      num_components: principal components in which the first passes run, 0 for none; they name
+        candidates only. By default an eighth of the dimensions, from 512 dimensions and 2^12
+        vertices on, where that holds nearly all of the variance; none under a trace.
 
     Guarantee: brackets from a `Hull` are of the vertices as passed; the rounding of the copy is
     part of the bound.
@@ -254,13 +269,15 @@ def prepare_hull(
       a `Hull`, its `vertices` in the caller's units and type.
 
     Raises:
-      ValueError: a wrong rank or type, no vertices, a vertex that is not finite (unless traced), or
-        another `naming_dtype`.
+      ValueError: a wrong rank or type, no vertices, a vertex that is not finite (unless traced),
+        another `naming_dtype`, or `num_components` that is negative or exceeds a dimension.
 
     Source: docs/hull.md, "The certificate".
     """
     _check.floating("vertices", vertices)
     _check.shape("vertices", vertices, (None, None), "(vertices, dim) with at least one vertex")
+    if num_components is not None and not 0 <= num_components <= min(vertices.shape):
+        _check.fail("num_components", num_components, f"to be from 0 to {min(vertices.shape)}")
     if naming_dtype is None:
         large = _check.is_concrete(vertices) and vertices.shape[0] >= _SMALLEST_COARSE
         coarse = large and _numerics.bfloat16_pays()
@@ -274,7 +291,56 @@ def prepare_hull(
             _check.all_finite("vertices", vertices, "Drop the row or repair it.")
             _check.fail("vertices", "entries near the largest number", "to have a finite radius",
                         "Divide them by a power of two.")  # fmt: skip
+        return _with_sketch(hull, num_components)
+
+
+def _with_sketch(hull: Hull, wanted: int | None) -> Hull:
+    """The hull with a sketch, of which the sample is then one, too, if wanted or if it pays."""
+    number, dim = hull.vertices.shape
+    count = wanted or 0
+    if wanted is None and _check.is_concrete(hull.rows):
+        pays = dim >= _SMALLEST_SKETCHED and number >= _SMALLEST_COARSE and number > dim
+        share, most = _COMPONENTS
+        count = min(dim // share, most) if pays else 0
+    if not count:
         return hull
+    components, lost = _principal_components(hull.rows, count)
+    if wanted is None and not float(lost) <= _LOST:
+        return hull
+    named = hull.coarse.dtype
+    sketch, sample = (_project(rows, components, named) for rows in (hull.rows, hull.sample))
+    return hull._replace(sample=sample, components=components, sketch=sketch)
+
+
+@partial(jax.jit, static_argnames=("count",))
+def _principal_components(rows: Array, count: int) -> tuple[Array, Array]:
+    """Directions of the largest variance, and the share of squared variances that they leave out.
+
+    From a sample of eight rows a component: two rounds of subspace iteration (Halko, Martinsson and
+    Tropp, "Finding structure with randomness", 2011), which begin with some of the rows. What is
+    left out, sum of s_j^2 over the other components by that over all, is judged on other rows:
+    |T T'|^2 without its diagonal estimates it without bias.
+    """
+    rows = rows.reshape(-1, rows.shape[-1])
+    stride = max(1, len(rows) // (8 * count))
+    sampled, others = rows[::stride], rows[stride // 2 :: stride][::_STRIDE]
+    start = jnp.pad(sampled[:: max(1, len(sampled) // count)], ((0, count), (0, 0)))[:count]
+    basis = jnp.linalg.qr(start.T)[0]
+    for _ in range(2):
+        image = _numerics.product(sampled, basis)
+        basis = jnp.linalg.qr(_numerics.product(sampled.T, image))[0]
+    outside = others - _numerics.product(_numerics.product(others, basis), basis.T)
+
+    def squares(rows: Array) -> Array:
+        products = _numerics.product(rows, rows.T)
+        return jnp.sum(products**2) - jnp.sum(jnp.diagonal(products) ** 2)
+
+    return basis, squares(outside) / squares(others)
+
+
+@partial(jax.jit, static_argnames=("dtype",))
+def _project(rows: Array, components: Array, dtype: Any) -> Array:
+    return _numerics.product(rows.astype(components.dtype), components).astype(dtype)
 
 
 @partial(jax.jit, static_argnames=("coarse",))
@@ -311,6 +377,8 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
             rows=rows,
             coarse=rows.astype(named) if coarse else nothing,
             sample=nothing if few else _pad(sampled, classes),
+            components=jnp.zeros((dim, 0), jnp.float32),
+            sketch=jnp.zeros((0, 0, 0), named),
             gram=gram,
             inverse_covariance=inverse_covariance,
             radius=radius,

@@ -1,6 +1,7 @@
 """The screening pass: no vertex escapes it, and its error bound holds."""
 
 from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize(
     ("num", "dim"), [(1, 3), (33, 5), (2049, 4), (5000, 7), (9000, 3)], ids=lambda size: str(size)
 )
-@pytest.mark.parametrize("phase", [oracle.SAMPLE, oracle.COARSE, oracle.FINE])
+@pytest.mark.parametrize("phase", [oracle.SAMPLE, oracle.SKETCH, oracle.COARSE, oracle.FINE])
 @pytest.mark.parametrize(
     ("unrolled", "long"),
     [(160, 1024), (16, 1024), (0, 1024), (32, 1)],
@@ -25,7 +26,8 @@ def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, 
     monkeypatch.setattr(oracle, "_UNROLLED", unrolled)  # accelerators reduce a chunk at once
     monkeypatch.setattr(oracle, "_LONG", long)
     vertices = RNG.standard_normal((num, dim)).astype(np.float32)
-    hull = prepare_hull(vertices, naming_dtype=jnp.bfloat16)
+    components = min(num, dim) if phase == oracle.SKETCH else 0  # all: only bfloat16 is lost
+    hull = prepare_hull(vertices, naming_dtype=jnp.bfloat16, num_components=components)
     if phase not in hull.phases:
         assert (phase, num < 8192) == (oracle.SAMPLE, True)
         return
@@ -129,6 +131,31 @@ def test_the_faster_type_is_measured_once_even_under_a_trace():
     large = prepare_hull(np.eye(2**14, 2, dtype=np.float32))
     assert (oracle.COARSE in large.phases) == bool(pays)
     assert oracle.COARSE not in prepare_hull(np.eye(3, dtype=np.float32)).phases
+
+
+def test_a_sketch_is_made_where_few_components_hold_nearly_all_variance(monkeypatch):
+    monkeypatch.setattr(oracle, "_SMALLEST_SKETCHED", 64)
+    rows = RNG.standard_normal((5000, 64))
+    turned = rows * np.arange(1, 65) ** -1.5 @ np.linalg.qr(RNG.standard_normal((64, 64)))[0]
+    hull = prepare_hull(turned.astype(np.float32), naming_dtype=jnp.float32)
+    assert hull.phases == (oracle.SKETCH, oracle.FINE)
+    assert hull.components.shape == (64, 8)
+    np.testing.assert_allclose(hull.components.T @ hull.components, np.eye(8), atol=1e-5)
+    kept = np.sum(np.asarray(hull.sketch) ** 2) / np.sum(np.asarray(hull.rows) ** 2)
+    best = np.sum(np.arange(1.0, 9) ** -3) / np.sum(np.arange(1.0, 65) ** -3)
+    assert kept == pytest.approx(best, abs=0.01)
+    assert oracle.SKETCH not in prepare_hull(rows.astype(np.float32)).phases  # varies everywhere
+    assert oracle.SKETCH not in prepare_hull(turned.astype(np.float32), num_components=0).phases
+    wanted = jax.jit(partial(prepare_hull, num_components=4))(turned[:70].astype(np.float32))
+    assert oracle.SKETCH in wanted.phases
+    # All rows alike: there is no variance to be shared, and nothing is decided by 0 / 0.
+    assert oracle.SKETCH not in prepare_hull(np.ones((5000, 64), np.float32)).phases
+
+
+@pytest.mark.parametrize("count", [-1, 4])
+def test_components_beyond_the_dimensions_are_refused(count):
+    with pytest.raises(ValueError, match=rf"num_components.*from 0 to 3.*num_components={count}"):
+        prepare_hull(np.ones((5, 3), np.float32), num_components=count)
 
 
 @pytest.mark.parametrize("num", [60, 2000])
