@@ -87,7 +87,7 @@ def name_candidates(
 ) -> Lanes:
     """Passes of all phases from this one on, until at most `leave` lanes are active in the last.
 
-    Passes over the sample cost a fraction of one and are not counted in `steps`.
+    Passes over the sample or in few components cost a fraction of one and do not count as `steps`.
     """
     return _loop(oracle, lanes, tolerances, phase, exact=False, leave=leave)
 
@@ -149,7 +149,7 @@ def _loop(
     leave: int | Array = 0,
 ) -> Lanes:
     phases = (FINE,) if exact else oracle.phases
-    last = len(phases) - 1
+    last, before = len(phases) - 1, lanes.steps
     kind = jnp.asarray(phases, jnp.int32)
 
     def number_active(lanes: Lanes, at: Array) -> Array:
@@ -169,7 +169,7 @@ def _loop(
         again = over & ((lanes.code == ENDED) | (lanes.code == STUCK))
         lanes = lanes._replace(
             code=jnp.where(again, ACTIVE, lanes.code),
-            steps=jnp.where(over & (kind[at] < COARSE), 0, lanes.steps),
+            steps=jnp.where(over & (kind[at] < COARSE), before, lanes.steps),
             square=jnp.where(over, jnp.inf, lanes.square),
             stalls=jnp.where(over, 0, lanes.stalls),
             idle=lanes.idle & ~over,

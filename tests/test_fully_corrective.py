@@ -195,6 +195,16 @@ def test_large_supports_take_more_slots_and_no_float64_passes(monkeypatch, dtype
         assert_same(project_to_hull(queries, hull, capacity=3), plenty)
 
 
+def test_passes_made_before_the_slots_overflowed_are_counted():
+    hull = prepare_hull(cloud().astype(np.float32), num_components=3)
+    limits = Tolerances(*(jnp.asarray(limit) for limit in (1e-6, 0.0, np.int32(50), False)))
+    with jax.enable_x64(True):
+        lanes = fully_corrective.start(hull, jnp.asarray(around().astype(np.float32)), 20)
+        lanes = lanes._replace(steps=lanes.steps + 5)
+        named = jax.jit(partial(fully_corrective.name_candidates, phase=oracle.SKETCH))
+        assert np.all(named(hull, lanes, limits).steps > 5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "components", "phases"),
