@@ -228,8 +228,13 @@ def test_however_candidates_are_named_brackets_are_the_same(dtype, components, p
     assert_same(project_to_hull(queries, named), expected, undecided=1)
     assert_same(jax.jit(project_to_hull)(queries, named), expected, undecided=1)
     assert_same(project_to_hull(queries, named, start=expected), expected, undecided=1)
-    verdict = membership(project_to_hull(queries, named, verdict_only=True))
-    assert np.sum(verdict != membership(expected)) <= 2
+    verdict, known = (
+        membership(answer)
+        for answer in (project_to_hull(queries, named, verdict_only=True), expected)
+    )
+    differs = verdict != known
+    assert np.sum(differs) <= 2
+    assert np.all((verdict == Membership.UNDECIDED) | (known == Membership.UNDECIDED) | ~differs)
     cut = project_to_hull(queries, named, max_steps=2)
     assert np.all(cut.num_steps <= 2)
     assert np.any(cut.status == Status.STEP_LIMIT)
