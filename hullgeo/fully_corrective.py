@@ -34,7 +34,7 @@ from hullgeo.oracle import COARSE, FINE, SAMPLE, SKETCH, Oracle, power_of_two
 
 _U32 = 2.0**-24
 _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
-_COARSE_NOISE = 2.0**-12  # of a rough score, relative to |x| R, mostly; naming needs no more
+_COARSE_NOISE = 2.0**-12  # of a bfloat16 score, relative to |x| R, mostly; naming needs no more
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
 _PATIENCE = 2  # rough passes have served when one lane of so many is active
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
@@ -297,9 +297,11 @@ def _step(
 
     violation = jnp.where(started[:, None], size[:, None] - value, -value)
     threshold = jnp.where(banded | rough, -margin, tolerance)
-    # What a rough pass cannot tell from a violation is a candidate; scores decide below.
-    slack = jnp.where(rough, _COARSE_NOISE * oracle.radius, 0).astype(dtype)
+    # What a rough pass cannot tell from a violation is a candidate, in few components whatever it
+    # finds; scores decide below.
+    slack = jnp.where(phase == COARSE, _COARSE_NOISE * oracle.radius, 0).astype(dtype)
     violates = (violation + slack) * size[:, None] > threshold[:, None]
+    violates |= phase == SKETCH
     # Without any vertex yet, all candidates are welcome; with a support to solve for, none is.
     empty = ~jnp.any(keep, axis=1, keepdims=True)
     wanted = jnp.isfinite(value) & jnp.where(started[:, None], violates, empty)
@@ -318,8 +320,10 @@ def _step(
     settled = ~jnp.any(violating, axis=1, keepdims=True)
     accepted = jnp.where(rough & started[:, None], jnp.where(settled, inside, violating), named)
     slot = jnp.where(accepted, slot, jnp.int32(slots))
-    # A lane that is given up while it wants vertices may have lacked slots.
-    wanting = jnp.where(going, jnp.any(accepted, axis=1), jnp.any(wanted, axis=1))
+    # A lane that is given up while it wants vertices may have lacked slots; in few components, all
+    # are candidates, wanted or not.
+    unmet = jnp.any(wanted, axis=1) & (phase != SKETCH)
+    wanting = jnp.where(going, jnp.any(accepted, axis=1), unmet)
     no_room = wanting & jnp.all(keep, axis=1)
     lane = jnp.arange(candidate.shape[0], dtype=jnp.int32)[:, None]
     score = score.at[lane, slot].set(new_score, mode="drop")

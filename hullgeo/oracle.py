@@ -51,6 +51,7 @@ _SHRINKAGE = 0.1  # of the covariance towards its mean variance
 _SMALLEST_COARSE = 2**12  # vertices from which pricing decides about the time
 _SMALLEST_SKETCHED = 512  # dimensions, of that many vertices
 _COMPONENTS = (8, 512)  # of the sketch: an eighth of the dimensions, so many at most
+_SAMPLED_ROWS, _ROWS_EACH = 2**11, 8  # that they are from: in all and per component, at least
 _LOST = 2.0**-5  # of the squared variances, at most, outside the components
 _UNSIGNED = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}  # by bytes
 
@@ -316,13 +317,13 @@ def _with_sketch(hull: Hull, wanted: int | None) -> Hull:
 def _principal_components(rows: Array, count: int) -> tuple[Array, Array]:
     """Directions of the largest variance, and the share of squared variances that they leave out.
 
-    From a sample of eight rows a component: two rounds of subspace iteration (Halko, Martinsson and
-    Tropp, "Finding structure with randomness", 2011), which begin with some of the rows. What is
-    left out, sum of s_j^2 over the other components by that over all, is judged on other rows:
-    |T T'|^2 without its diagonal estimates it without bias.
+    From a sample of the rows: two rounds of subspace iteration (Halko, Martinsson and Tropp,
+    "Finding structure with randomness", 2011), which begin with some of them. What is left out, sum
+    of s_j^2 over the other components by that over all, is judged on other rows: |T T'|^2 without
+    its diagonal estimates it without bias.
     """
     rows = rows.reshape(-1, rows.shape[-1])
-    stride = max(1, len(rows) // (8 * count))
+    stride = max(2, len(rows) // max(_SAMPLED_ROWS, _ROWS_EACH * count))
     sampled, others = rows[::stride], rows[stride // 2 :: stride][::_STRIDE]
     start = jnp.pad(sampled[:: max(1, len(sampled) // count)], ((0, count), (0, 0)))[:count]
     basis = jnp.linalg.qr(start.T)[0]
