@@ -181,6 +181,24 @@ def test_an_honest_run_finds_nothing_false(tmp_path, capsys):
     assert "| general | 8 | none |" in capsys.readouterr().out
 
 
+def test_parts_share_the_seeds(monkeypatch):
+    seen, make = [], hard_problems.make
+
+    def recorded(kind, seed, batch):
+        seen.append(seed)
+        return make(kind, seed, batch)
+
+    monkeypatch.setattr(hard_problems, "make", recorded)
+    arguments = [*HONEST, "--problems", "16", "--kinds", "general"]
+    assert honesty.main([*arguments, "--part", "1/2"]) == 0
+    assert honesty.main([*arguments, "--part", "2/2"]) == 0
+    assert seen == [0, 1]
+    with pytest.raises(SystemExit, match=r"1/3 of 2 seeds is none"):
+        honesty.main([*arguments, "--part", "1/3"])
+    with pytest.raises(SystemExit):
+        honesty.parse(["--part", "0/2"])
+
+
 def test_a_mutated_run_must_find_something_false(monkeypatch):
     # take_bounds_away changes these for good; monkeypatch puts them back.
     monkeypatch.setattr(certificate, "_gamma", certificate._gamma)
