@@ -104,7 +104,7 @@ def round_down(value: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shap
     """Convert to a narrower type, never above the value (NaN stays NaN).
 
     Never a subnormal number either, because devices may read those as zero; a value that is
-    subnormal in its own type counts as zero.
+    subnormal in its own type counts as zero where the device reads it so.
     """
     return _round_toward(value, dtype, -1.0)
 

@@ -65,8 +65,10 @@ def test_rounding_keeps_nan_infinity_and_equal_types():
         assert not np.signbit(rounding(jnp.float64(0), jnp.float32))
         special = rounding(jnp.array([jnp.nan, jnp.inf, -jnp.inf]), jnp.float32)
         np.testing.assert_array_equal(special, np.array([np.nan, np.inf, -np.inf], np.float32))
-        normal = np.where(np.abs(HARD) < 1e-307, 0, HARD)
-        np.testing.assert_array_equal(rounding(jnp.asarray(HARD), jnp.float64), normal)
+        same = np.asarray(rounding(jnp.asarray(HARD), jnp.float64))
+        normal = (smallest := np.finfo(float).tiny) <= np.abs(HARD)
+        np.testing.assert_array_equal(same[normal], HARD[normal])
+        assert (np.abs(same[~normal]) <= smallest).all()  # CPUs read them as zero, GPUs do not
         wider = rounding(jnp.float32(0.1), jnp.float64)
         assert wider.dtype == jnp.float64
         assert float(wider) == float(np.float32(0.1))
