@@ -102,7 +102,7 @@ def project(
     if devices is None and all(map(_check.is_concrete, leaves)):
         with _numerics.float64():
             answer = project_on_host(oracle, tolerances, *given, slots=slots, dtype=dtype)
-            return jax.tree.map(jnp.asarray, answer)
+            return jax.device_put(answer)  # all arrays at once, which is much faster
     last_slots = slots if capacity else finishing_slots(number, dim, slots)
     solve = _traced(slots, last_slots, dtype)
     if devices is None:
@@ -199,10 +199,12 @@ def _finish(
 # The programs of the host form. Each takes the oracle first; `slots` and `dtype` are static.
 
 
-@partial(jax.jit, static_argnames=("slots",))
-def _start(oracle: Any, queries: Array, start: Any, steps: Any = None, *, slots: int) -> Lanes:
+@partial(jax.jit, static_argnames=("slots",), donate_argnames=("rows",))
+def _start(
+    oracle: Any, queries: Array, start: Any, steps: Any = None, rows: Any = None, *, slots: int
+) -> Lanes:
     with _numerics.float64():
-        lanes = fully_corrective.start(oracle, queries, slots)
+        lanes = fully_corrective.start(oracle, queries, slots, rows)
         lanes = lanes if steps is None else lanes._replace(steps=steps)
         return lanes if start is None else fully_corrective.warm_start(oracle, lanes, *start)
 
@@ -286,6 +288,11 @@ def _finish_supports(
         return _finish(oracle, tolerances, lanes, slots=slots, dtype=dtype)
 
 
+@partial(jax.jit, static_argnames=("size",))
+def _room_for(lanes: Lanes, *, size: int) -> Lanes:
+    return jax.tree.map(lambda array: jnp.zeros((size, *array.shape[1:]), array.dtype), lanes)
+
+
 @jax.jit
 def _take(pool: Lanes, rows: Array, wanted: Array) -> Lanes:
     """These lanes of the pool; those that are not wanted have ended."""
@@ -323,9 +330,7 @@ class _Pool:
     def put(self, batch: Lanes, ids: np.ndarray, rows: np.ndarray, most: int) -> None:
         """Keep these rows of a batch, `most` at most: so many are moved, whatever their number."""
         if self.lanes is None:
-            self.lanes = jax.tree.map(
-                lambda array: jnp.zeros((len(self.ids), *array.shape[1:]), array.dtype), batch
-            )
+            self.lanes = _room_for(batch, size=len(self.ids))
         places = np.flatnonzero(self.ids < 0)[: len(rows)]
         self.ids[places] = ids[rows]
         source = np.resize(rows, most).astype(np.int32)
@@ -356,6 +361,8 @@ class _Answers:
 
         def widened(answer: HullProjection) -> HullProjection:
             extra = ((0, 0), (0, width - answer.support.shape[1]))
+            if not extra[1][1]:
+                return answer
             return answer._replace(
                 support=np.pad(answer.support, extra, mode="edge"),
                 weights=np.pad(answer.weights, extra),
@@ -469,7 +476,7 @@ def _project_batches(
         for group, answer in _conclusions(oracle, batch, tolerances, rows, dtype=dtype):
             answers.add(ids[group], np.arange(len(group)), answer)
 
-    def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> None:
+    def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> Lanes:
         batch = _name(oracle, batch, tolerances, np.int32(phase), np.int32(leave))
         active = (np.asarray(batch.code) == ACTIVE) & (
             np.asarray(batch.steps) < int(tolerances.max_steps)
@@ -478,13 +485,16 @@ def _project_batches(
         conclude(batch, ids, ~active)
         if active.any():
             pool.put(batch, ids, np.flatnonzero(active), leave)
+        return batch
 
     first_phase = SAMPLE if start is None else SKETCH
+    rows = jnp.zeros((lanes, slots, dim), jnp.float32)  # of batches that are done, used again
     for first in range(0, number, lanes):
         ids = np.arange(first, min(first + lanes, number))
         block = _block((queries, start, steps), first, lanes)
         ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
-        advance(_start(oracle, *block, slots=slots), ids, phase=first_phase, leave=most_left)
+        batch = _start(oracle, *block, rows, slots=slots)
+        rows = advance(batch, ids, phase=first_phase, leave=most_left).active.rows
         while len(pool) >= lanes:
             advance(*pool.take(lanes), phase=FINE, leave=most_left)
     while len(pool):

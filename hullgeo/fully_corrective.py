@@ -49,8 +49,10 @@ def num_candidates(num_vertices: int) -> int:
     return 8 if num_vertices <= 2048 else 16
 
 
-def start(oracle: Oracle, query: Float[Array, "lanes dim"], slots: int) -> Lanes:
-    """Lanes without support, in float32."""
+def start(
+    oracle: Oracle, query: Float[Array, "lanes dim"], slots: int, rows: Array | None = None
+) -> Lanes:
+    """Lanes without support, in float32; see `active_set.empty` for `rows`."""
     scale = power_of_two(-oracle.exponent)
     center = oracle.center.astype(jnp.float64) * scale
     shifted = query.astype(jnp.float64) * scale - center[None]
@@ -64,7 +66,7 @@ def start(oracle: Oracle, query: Float[Array, "lanes dim"], slots: int) -> Lanes
         query=query,
         shifted=shifted,
         constant=constant,
-        active=active_set.empty(start_row, slots),
+        active=active_set.empty(start_row, slots, rows),
         direction=oracle.first_direction(shifted),
         floor=jnp.full_like(start_row[:, 0], -jnp.inf) + 0 * start_row[:, 0],
         upper=jnp.full_like(square, jnp.inf) + 0 * constant,

@@ -127,6 +127,8 @@ def project_to_hull(
             answer = batching.project(hull, tolerances, flat, **options)
         else:
             answer = classic.project(vertices, tolerances, flat, variant=variant, **options)
+        if batch == (len(flat),):
+            return answer
         return jax.tree.map(lambda array: array[:size].reshape(*batch, *array.shape[1:]), answer)
 
 
