@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from hullgeo import _check, _numerics, active_set, bracket, fully_corrective, gram
 from hullgeo.bracket import ACTIVE, BAD, ENDED, Lanes, Tolerances
-from hullgeo.oracle import FINE, SAMPLE, SKETCH, Hull, Oracle
+from hullgeo.oracle import NEARBY, SAMPLE, SKETCH, Hull, Oracle
 from hullgeo.parallel import split_over_devices
 from hullgeo.result import HullProjection, Status
 
@@ -496,10 +496,10 @@ def _project_batches(
         batch = _start(oracle, *block, rows, slots=slots)
         rows = advance(batch, ids, phase=first_phase, leave=most_left).active.rows
         while len(pool) >= lanes:
-            advance(*pool.take(lanes), phase=FINE, leave=most_left)
+            advance(*pool.take(lanes), phase=NEARBY, leave=most_left)
     while len(pool):
         many = len(pool) > lanes // 2
-        advance(*pool.take(lanes if many else few), phase=FINE, leave=few if many else 0)
+        advance(*pool.take(lanes if many else few), phase=NEARBY, leave=few if many else 0)
 
     return answers.merge()
 

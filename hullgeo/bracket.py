@@ -21,8 +21,8 @@ from hullgeo.active_set import ActiveSet
 from hullgeo.oracle import Oracle, flushed, power_of_two
 from hullgeo.result import HullProjection, Status
 
-# How a lane stands.
-ACTIVE, ENDED, FULL, STUCK, BAD = range(5)
+# How a lane stands. One that has ended in a pass that decides nothing waits for one that does.
+ACTIVE, ENDED, FULL, STUCK, BAD, WAITS = range(6)
 
 _AGREEMENT = 2.0**-34  # of the scores of a basis, relative: one round of refinement was enough
 
@@ -46,6 +46,7 @@ class Lanes(NamedTuple):
       active: slots, in float32 while naming and float64 while finishing.
       direction: the float32 unit direction of the last pass, or of the first to come.
       floor: the least value screened there.
+      nearby: vertices that the last pass over all has named besides.
       upper: a proved upper bound of the scaled distance (while finishing).
       lower: the best proved lower bound.
       square: least |x|^2 of all passes.
@@ -61,6 +62,7 @@ class Lanes(NamedTuple):
     active: ActiveSet
     direction: Array
     floor: Array
+    nearby: Array
     upper: Array
     lower: Array
     square: Array

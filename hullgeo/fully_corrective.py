@@ -29,8 +29,8 @@ from jaxtyping import Array, Bool, Float, Int
 from hullgeo import active_set, bracket, enclosure
 from hullgeo._numerics import HIGHEST, narrow
 from hullgeo.active_set import ActiveSet
-from hullgeo.bracket import ACTIVE, BAD, ENDED, FULL, STUCK, Lanes, Tolerances
-from hullgeo.oracle import COARSE, FINE, SAMPLE, SKETCH, Oracle, power_of_two
+from hullgeo.bracket import ACTIVE, BAD, ENDED, FULL, STUCK, WAITS, Lanes, Tolerances
+from hullgeo.oracle import COARSE, FINE, NEARBY, SAMPLE, SKETCH, Oracle, power_of_two
 
 _U32 = 2.0**-24
 _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
@@ -69,6 +69,7 @@ def start(
         active=active_set.empty(start_row, slots, rows),
         direction=oracle.first_direction(shifted),
         floor=jnp.full_like(start_row[:, 0], -jnp.inf) + 0 * start_row[:, 0],
+        nearby=jnp.broadcast_to(0 * code[:, None], (len(code), oracle.num_nearby)),
         upper=jnp.full_like(square, jnp.inf) + 0 * constant,
         lower=0 * constant,
         square=jnp.full_like(square, jnp.inf) + 0 * constant,
@@ -152,36 +153,45 @@ def _loop(
 ) -> Lanes:
     phases = (FINE,) if exact else oracle.phases
     last, before = len(phases) - 1, lanes.steps
+    if not exact and oracle.num_nearby:
+        phases += (NEARBY,)
     kind = jnp.asarray(phases, jnp.int32)
 
     def number_active(lanes: Lanes, at: Array) -> Array:
         return jnp.sum(_is_active(lanes, tolerances, kind[at]), dtype=jnp.int32)
 
-    def going(carry: tuple[Lanes, Array]) -> Array:
-        lanes, at = carry
-        return (at < last) | (number_active(lanes, at) > leave)
+    def going(carry: tuple[Lanes, Array, Array]) -> Array:
+        lanes, at, _ = carry
+        return (at != last) | (number_active(lanes, at) > leave)
 
-    def step(carry: tuple[Lanes, Array]) -> tuple[Lanes, Array]:
-        lanes, at = carry
+    def step(carry: tuple[Lanes, Array, Array]) -> tuple[Lanes, Array, Array]:
+        lanes, at, home = carry
         lanes = _step(oracle, lanes, at, tolerances=tolerances, phases=phases, exact=exact)
-        if not last:
-            return lanes, at
+        if len(phases) == 1:
+            return lanes, at, home
+        number, nearby = number_active(lanes, at), at > last
         # The next phase starts from the points where this one left them.
-        over = (at < last) & (number_active(lanes, at) <= lanes.code.shape[0] // _PATIENCE)
-        again = over & ((lanes.code == ENDED) | (lanes.code == STUCK))
+        over = (at < last) & (number <= lanes.code.shape[0] // _PATIENCE)
         lanes = lanes._replace(
-            code=jnp.where(again, ACTIVE, lanes.code),
+            code=jnp.where((over | nearby) & (lanes.code == WAITS), ACTIVE, lanes.code),
             steps=jnp.where(over & (kind[at] < COARSE), before, lanes.steps),
             square=jnp.where(over, jnp.inf, lanes.square),
             stalls=jnp.where(over, 0, lanes.stalls),
             idle=lanes.idle & ~over,
         )
-        return lanes, at + over.astype(jnp.int32)
+        following = at + over.astype(jnp.int32)
+        if len(phases) == last + 1:
+            return lanes, following, home
+        # After a pass over all one over what it has named besides, then back.
+        away = (kind[at] >= COARSE) & ~nearby & ~over & ((at < last) | (number > leave))
+        following = jnp.where(nearby, home, jnp.where(away, jnp.int32(last + 1), following))
+        return lanes, following, jnp.where(away, at, home)
 
-    first = jnp.sum(kind < phase, dtype=jnp.int32) + 0 * lanes.code[0]
+    nothing = 0 * lanes.code[0]
+    first = jnp.minimum(jnp.sum(kind < phase, dtype=jnp.int32), len(phases) - 1) + nothing
     # One float32 pass may prove a verdict at once; a rough one would prove nothing.
     first = jnp.where(tolerances.verdict & (kind[first] > SAMPLE), jnp.int32(last), first)
-    return lax.while_loop(going, step, (lanes, first))[0]
+    return lax.while_loop(going, step, (lanes, first, last + nothing))[0]
 
 
 def _is_active(lanes: Lanes, tolerances: Tolerances, phase: int | Array) -> Array:
@@ -223,7 +233,7 @@ def _step(
     """One pass: price, bound, admit, solve on the support. `phases[at]` says what is priced."""
     phase = jnp.asarray(phases, jnp.int32)[at]
     sampling, fine = phase == SAMPLE, phase == FINE
-    rough = (phase == SKETCH) | (phase == COARSE)
+    rough = (phase == SKETCH) | (phase == COARSE) | (phase == NEARBY)
     active = lanes.active
     slots = active.index.shape[1]
     dtype = active.rows.dtype
@@ -254,7 +264,12 @@ def _step(
     )
     active = active._replace(used=keep)
     masked = jnp.where(keep, active.index, jnp.int32(oracle.num_vertices))
-    screens = [partial(oracle.screen, phase=phase) for phase in phases]
+    screens = [
+        partial(oracle.screen, phase=phase)
+        if phase != NEARBY
+        else partial(oracle.screen_nearby, nearby=lanes.nearby)
+        for phase in phases
+    ]
     found = lax.switch(at, screens, direction, masked)
     offset = jnp.sum(lanes.shifted.astype(dtype) * unit, axis=1)
     value = found.value.astype(dtype) - offset[:, None]  # <v - q, unit>, screened
@@ -346,12 +361,13 @@ def _step(
     # Twice without a change of the basis: once may have moved the weights, which the next pass
     # sees. A vertex admitted only because it is inside the band is progress too.
     idle = (sweeps == 0) & ~(jnp.any(slot < slots, axis=1) & (banded | rough))
+    idle = idle & (lanes.idle | (phase != NEARBY))  # else a pass over all never finds it twice
     stalls = jnp.where(stalled, lanes.stalls + jnp.minimum(sweeps, 1), 0)
     stuck = hopeless | (going & idle & (lanes.idle | no_room))
     full = no_room & ~near_hull
-    code = jnp.where(stuck, jnp.where(full, FULL, STUCK), lanes.code)
+    code = jnp.where(stuck, jnp.where(full, FULL, jnp.where(fine, STUCK, WAITS)), lanes.code)
     ended = ended | (rough & going & started & ~wanting & (sweeps == 0)) | (live & separated)
-    code = jnp.where(ended, ENDED, code)
+    code = jnp.where(ended, jnp.where(fine, ENDED, WAITS), code)
 
     def frozen(old: Array, new: Array, where: Array) -> Array:
         return jnp.where(where.reshape(where.shape + (1,) * (old.ndim - 1)), new, old)
@@ -367,11 +383,12 @@ def _step(
         ),
         direction=frozen(lanes.direction, direction, live),
         floor=frozen(lanes.floor, screened, live),
+        nearby=frozen(lanes.nearby, found.nearby, live & ((phase == COARSE) | fine)),
         upper=frozen(lanes.upper, upper, live),
         lower=frozen(lanes.lower, lower, live),
         square=frozen(lanes.square, jnp.minimum(wide_square, lanes.square), live),
         stalls=frozen(lanes.stalls, stalls, live),
         idle=frozen(lanes.idle, idle, live),
-        steps=lanes.steps + live.astype(jnp.int32),
+        steps=lanes.steps + (live & (phase != NEARBY)).astype(jnp.int32),
         code=code.astype(jnp.int32),
     )

@@ -53,11 +53,14 @@ _SMALLEST_SKETCHED = 512  # dimensions, of that many vertices
 _COMPONENTS = (8, 512)  # of the sketch: an eighth of the dimensions, so many at most
 _SAMPLED_ROWS, _ROWS_EACH = 2**11, 8  # that they are from: in all and per component, at least
 _LOST = 2.0**-5  # of the squared variances, at most, outside the components
+_SMALLEST_NEARBY = 2**14  # vertices from which full passes name more than they admit
+_GROUPS = 2  # of chunks, each of which names the best of each class
+_NEARBY = 2**15  # numbers in the rows of these, at most, for each query
 _UNSIGNED = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}  # by bytes
 
 # What a pass runs over: every eighth vertex; all, in few components; all, in bfloat16; all, in
-# float32. Only FINE bounds.
-SAMPLE, SKETCH, COARSE, FINE = range(4)
+# float32; those that the last pass over all has named besides. Only FINE bounds.
+SAMPLE, SKETCH, COARSE, FINE, NEARBY = range(5)
 
 
 class Screened(NamedTuple):
@@ -66,10 +69,13 @@ class Screened(NamedTuple):
     Attributes:
       value: `<row_i, direction>` in float32, infinite where a class is empty or masked.
       index: vertex of that value.
+      nearby: the best of each class in each group of chunks, where a pass over all names so many;
+        `num_vertices` for none.
     """
 
     value: Float[Array, "lanes classes"]
     index: Int[Array, "lanes classes"]
+    nearby: Int[Array, "lanes nearby"]
 
 
 @runtime_checkable
@@ -103,8 +109,17 @@ class Oracle(Protocol):
         """The kinds of passes that pay, cheapest first; the last is `FINE`."""
         ...
 
+    @property
+    def num_nearby(self) -> int:
+        """Vertices that a pass over all names for `screen_nearby`; 0 where that does not pay."""
+        ...
+
     def screen(self, direction: Array, masked: Array, *, phase: int) -> Screened:
         """One pass: the best unmasked vertex of each class."""
+        ...
+
+    def screen_nearby(self, direction: Array, masked: Array, nearby: Array) -> Screened:
+        """The same among a few vertices of each lane."""
         ...
 
     def first_direction(self, shifted: Array) -> Array:
@@ -170,6 +185,14 @@ class Hull(NamedTuple):
         """Number of residue classes, each of which names one candidate a pass."""
         return num_classes(self.num_vertices)
 
+    @property
+    def num_nearby(self) -> int:
+        """See `Oracle`: where passes are long, and their rows of so many short."""
+        chunks, _, dim = self.rows.shape
+        number = _GROUPS * self.num_classes
+        pays = self.num_vertices >= _SMALLEST_NEARBY and number * dim <= _NEARBY
+        return number if pays and chunks >= _GROUPS else 0
+
     def screen(
         self,
         direction: Float[Array, "lanes dim"],
@@ -192,8 +215,30 @@ class Hull(NamedTuple):
             number = -(-number // _STRIDE)
             inside = (masked % _STRIDE == 0) & (masked < self.num_vertices)
             local = jnp.where(inside, masked // _STRIDE, jnp.int32(number))
-        found = _screen(rows[phase], number, self.num_classes, direction, local)
+        grouped = phase >= COARSE and self.num_nearby > 0
+        found = _screen(rows[phase], number, self.num_classes, direction, local, grouped)
+        if not grouped:
+            nearby = jnp.broadcast_to(0 * masked[:, :1], (len(masked), self.num_nearby))
+            found = found._replace(nearby=nearby)
         return found._replace(index=found.index * _STRIDE) if phase == SAMPLE else found
+
+    def screen_nearby(
+        self,
+        direction: Float[Array, "lanes dim"],
+        masked: Int[Array, "lanes slots"],
+        nearby: Int[Array, "lanes nearby"],
+    ) -> Screened:
+        """The best of each class among `nearby` alone, as `screen` has named them."""
+        number, classes = self.num_vertices, self.num_classes
+        place = self.place(jnp.minimum(nearby, number - 1))
+        rows = self.rows.reshape(-1, self.rows.shape[2])[place]
+        scores = jnp.einsum("bkd,bd->bk", rows, direction, precision=_numerics.HIGHEST)
+        taken = jnp.any(nearby[:, :, None] == masked[:, None, :], axis=2) | (nearby >= number)
+        scores = jnp.where(taken, jnp.inf, scores).reshape(len(nearby), -1, classes)
+        value = jnp.min(scores, axis=1)
+        group = _numerics.argmin(jnp.swapaxes(scores, 1, 2))[:, None]
+        index = jnp.take_along_axis(nearby.reshape(scores.shape), group, axis=1)[:, 0]
+        return Screened(value, index, nearby)
 
     def place(self, index: Int[Array | np.ndarray, "*slots"]) -> Int[Array, "*slots"]:
         """Where vertices are in `rows`, counted over all chunks."""
@@ -472,8 +517,13 @@ def _chunk_of(rows: Array, number: Array) -> Array:
     return lax.bitcast_convert_type(bits, block.dtype)
 
 
-def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: Array) -> Screened:
-    """Scores as `(rows, lanes)`, so that minima over rows are elementwise between slices."""
+def _screen(
+    rows: Array, num_rows: int, classes: int, direction: Array, masked: Array, grouped: bool
+) -> Screened:
+    """Scores as `(rows, lanes)`, so that minima over rows are elementwise between slices.
+
+    `nearby` is filled where chunks are `grouped`.
+    """
     chunks, size, dim = rows.shape
     lanes, slices = direction.shape[0], size // classes
     columns = direction.T.astype(rows.dtype)
@@ -530,6 +580,21 @@ def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: 
             best,
         )
 
+    def group(number: Array, kept: tuple[Array, Array]) -> tuple[Array, Array]:
+        each = -(-chunks // _GROUPS)
+        first = number.astype(jnp.int32) * each
+        found = lax.fori_loop(first, jnp.minimum(first + each, chunks), chunk, best)
+        keep = partial(lax.dynamic_update_index_in_dim, index=number, axis=0)
+        return jax.tree.map(keep, kept, found)
+
+    if grouped:
+        kept = jax.tree.map(lambda array: jnp.broadcast_to(array, (_GROUPS, classes, lanes)), best)
+        value, which = lax.fori_loop(jnp.int32(0), jnp.int32(_GROUPS), group, kept)
+        index = which * classes + row
+        nearby = jnp.where(value < jnp.inf, index, jnp.int32(num_rows)).reshape(-1, lanes)
+        last = _numerics.argmin(jnp.moveaxis(value, 0, 2))[None]
+        index = jnp.take_along_axis(index, last, axis=0)[0]
+        return Screened(jnp.min(value, axis=0).T, index.T, nearby.T)
     at_once = jax.default_backend() == "cpu" and dim >= _LONG and chunks * size * lanes < 2**31
     if chunks > 1 and not at_once:
         best = lax.fori_loop(jnp.int32(0), jnp.int32(chunks), chunk, best)
@@ -537,4 +602,5 @@ def _screen(rows: Array, num_rows: int, classes: int, direction: Array, masked: 
         # A loop of one round, of which no compiler knows: else every use repeats the minima.
         once = 1 + (rows[0, 0, 0] == jnp.inf).astype(jnp.int32)
         best = lax.fori_loop(jnp.int32(0), once, whole, best)
-    return Screened(best[0].T, (best[1] * classes + row).T)
+    index = (best[1] * classes + row).T
+    return Screened(best[0].T, index, index[:, :0])
