@@ -590,7 +590,7 @@ def _screen(
     if grouped:
         kept = jax.tree.map(lambda array: jnp.broadcast_to(array, (_GROUPS, classes, lanes)), best)
         value, which = lax.fori_loop(jnp.int32(0), jnp.int32(_GROUPS), group, kept)
-        index = which * classes + row
+        index = which * classes + row[None]
         nearby = jnp.where(value < jnp.inf, index, jnp.int32(num_rows)).reshape(-1, lanes)
         last = _numerics.argmin(jnp.moveaxis(value, 0, 2))[None]
         index = jnp.take_along_axis(index, last, axis=0)[0]

@@ -207,23 +207,30 @@ def test_passes_made_before_the_slots_overflowed_are_counted():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "components", "phases"),
+    ("dtype", "components", "nearby", "phases"),
     [
-        (jnp.bfloat16, 0, (oracle.SAMPLE, oracle.COARSE, oracle.FINE)),
-        (jnp.float32, 2, (oracle.SAMPLE, oracle.SKETCH, oracle.FINE)),
-        (jnp.bfloat16, 2, (oracle.SAMPLE, oracle.SKETCH, oracle.COARSE, oracle.FINE)),
+        (jnp.bfloat16, 0, False, (oracle.SAMPLE, oracle.COARSE, oracle.FINE)),
+        (jnp.float32, 2, False, (oracle.SAMPLE, oracle.SKETCH, oracle.FINE)),
+        (jnp.float32, 0, True, (oracle.SAMPLE, oracle.FINE)),
+        (jnp.bfloat16, 2, True, (oracle.SAMPLE, oracle.SKETCH, oracle.COARSE, oracle.FINE)),
     ],
-    ids=["bfloat16", "components", "both"],
+    ids=["bfloat16", "components", "nearby", "all"],
 )
-def test_however_candidates_are_named_brackets_are_the_same(dtype, components, phases):
+def test_however_candidates_are_named_brackets_are_the_same(
+    dtype, components, nearby, phases, monkeypatch
+):
     """More queries than one batch, some inside, in and outside of jit; the step limit holds."""
     rng = np.random.default_rng(0)
     vertices = rng.normal(size=(9000, DIM)).astype(np.float32)
     size = np.repeat([0.3, 1.5], 70)[:, None]
     queries = (size * rng.normal(size=(140, DIM))).astype(np.float32)
+    expected = project_to_hull(queries, prepare_hull(vertices, naming_dtype=jnp.float32))
+    if nearby:
+        monkeypatch.setattr(oracle, "_SMALLEST_NEARBY", 0)
+        vertices = np.append(vertices, vertices[:1], axis=0)  # programs are kept by shape
     named = prepare_hull(vertices, naming_dtype=dtype, num_components=components)
     assert named.phases == phases
-    expected = project_to_hull(queries, prepare_hull(vertices, naming_dtype=jnp.float32))
+    assert bool(named.num_nearby) == nearby
     # Of a thousand queries inside one stays undecided, whatever names the candidates.
     assert_same(project_to_hull(queries, named), expected, undecided=1)
     assert_same(jax.jit(project_to_hull)(queries, named), expected, undecided=1)

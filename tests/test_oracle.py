@@ -55,6 +55,44 @@ def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, 
         assert (np.abs(value[np.isfinite(value)] - scores[position, lane]) < off).all()
 
 
+@pytest.mark.parametrize("phase", [oracle.COARSE, oracle.FINE])
+def test_nearby_vertices_are_the_best_of_each_group_and_class(phase, monkeypatch):
+    for name, value in {"_SMALLEST_NEARBY": 0, "_UNROLLED": 2, "_SLICES": (2, 2)}.items():
+        monkeypatch.setattr(oracle, name, value)
+    num, dim, classes = 3001, 5, 32
+    vertices = RNG.standard_normal((num, dim)).astype(np.float32)
+    hull = prepare_hull(vertices, naming_dtype=jnp.bfloat16)
+    assert hull.num_nearby == 2 * classes
+    chunks, size, _ = hull.rows.shape
+    group = np.arange(num) // size // -(-chunks // 2)
+    direction = RNG.standard_normal((3, dim)).astype(np.float32)
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    rows = np.asarray(hull.rows).reshape(-1, dim)[np.asarray(hull.place(np.arange(num)))]
+    scores = rows.astype(np.float64) @ direction.T.astype(np.float64)
+    masked = np.full((3, 4), num, np.int32)
+    masked[:, 0] = scores.argmin(axis=0)
+    scores[masked[:, 0], np.arange(3)] = np.inf
+    first = hull.screen(jnp.asarray(direction), jnp.asarray(masked), phase=phase)
+    off = 1e-6 if phase == oracle.FINE else 0.02
+    for lane in range(3):
+        for place, named in enumerate(np.asarray(first.nearby)[lane]):
+            fellows = (group == place // classes) & (np.arange(num) % classes == place % classes)
+            assert fellows[named]
+            assert scores[named, lane] == pytest.approx(scores[fellows, lane].min(), abs=off)
+
+    masked[:, 1] = np.take_along_axis(
+        np.asarray(first.index), np.asarray(first.value).argmin(1)[:, None], axis=1
+    )[:, 0]
+    scores[masked[:, 1], np.arange(3)] = np.inf
+    again = hull.screen_nearby(jnp.asarray(direction), jnp.asarray(masked), first.nearby)
+    among = np.take_along_axis(scores, np.asarray(first.nearby).T, axis=0).reshape(2, classes, 3)
+    np.testing.assert_allclose(again.value, among.min(axis=0).T, atol=1e-6)
+    named = np.take_along_axis(scores.T, np.asarray(again.index), axis=1)
+    np.testing.assert_allclose(named, again.value, atol=1e-6)
+    nobody = hull.screen_nearby(jnp.asarray(direction), jnp.asarray(masked), 0 * first.nearby + num)
+    assert np.all(np.isinf(nobody.value))
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
 def test_screened_values_are_within_their_error_bound(scale, offset):
