@@ -31,7 +31,7 @@ _ACCELERATOR_LANES = (1, 32, 256, 1024)
 _MANY_VERTICES = 2**14  # from here on passes cost so much that even most of a batch is left over
 # Eighths of a batch: lanes of a smaller batch for the last queries, and how many may be left over.
 _LEFT, _LEFT_MANY = (2, 2), (4, 7)
-_DECIDED_BYTES = 2**22  # of the float64 rows of a decision, which are read half a dozen times
+_DECIDED_BYTES = 2**23  # of the float64 rows of a decision, which are read half a dozen times
 _SLOT_STEP = 8  # slots of a decision are a multiple of it, and of twice that from 33 on
 
 

@@ -36,7 +36,9 @@ _U32 = 2.0**-24
 _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
 _COARSE_NOISE = 2.0**-12  # of a bfloat16 score, relative to |x| R, mostly; naming needs no more
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
-_PATIENCE = 2  # rough passes have served when one lane of so many is active
+# Eighths of the lanes: when so many at most are active, passes that decide nothing have served.
+# Those in few components soon find less than a float32 pass does at once.
+_SERVED, _SKETCH_SERVED = 4, 6
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
 # rounding. In float64 a badly conditioned basis may recover late.
 _STALLS = (2, 20)
@@ -171,7 +173,8 @@ def _loop(
             return lanes, at, home
         number, nearby = number_active(lanes, at), at > last
         # The next phase starts from the points where this one left them.
-        over = (at < last) & (number <= lanes.code.shape[0] // _PATIENCE)
+        few = jnp.where(kind[at] == SKETCH, _SKETCH_SERVED, _SERVED) * lanes.code.shape[0] // 8
+        over = (at < last) & (number <= few)
         lanes = lanes._replace(
             code=jnp.where((over | nearby) & (lanes.code == WAITS), ACTIVE, lanes.code),
             steps=jnp.where(over & (kind[at] < COARSE), before, lanes.steps),
