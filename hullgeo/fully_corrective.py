@@ -8,7 +8,8 @@ on the support exactly (`active_set.py`). Trust is cheap, so precision is spent 
 
 1. *name*: passes over a sample of the vertices, then over all of them, first in their principal
    components where few hold nearly everything, then in bfloat16 where that pays, and at last in
-   float32, until nothing violates beyond float32 noise. Vertices that rounding cannot tell from the
+   float32, until nothing violates beyond float32 noise; of many vertices, those that such a pass
+   names besides are priced once more by themselves. Vertices that rounding cannot tell from the
    least join the slots, so that they are scored exactly later. Proves nothing.
 2. *decide*: float64 rows of the support alone, solution and direction refined, bracket enclosed
    (`enclosure.py`); the last pass bounds all the other vertices. Most queries end here.
@@ -92,7 +93,8 @@ def name_candidates(
 ) -> Lanes:
     """Passes of all phases from this one on, until at most `leave` lanes are active in the last.
 
-    Passes over the sample or in few components cost a fraction of one and do not count as `steps`.
+    Passes over the sample, in few components or over few vertices cost a fraction of one and do
+    not count as `steps`.
     """
     return _loop(oracle, lanes, tolerances, phase, exact=False, leave=leave)
 

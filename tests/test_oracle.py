@@ -55,6 +55,7 @@ def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, 
         assert (np.abs(value[np.isfinite(value)] - scores[position, lane]) < off).all()
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators have larger chunks")
 @pytest.mark.parametrize("phase", [oracle.COARSE, oracle.FINE])
 def test_nearby_vertices_are_the_best_of_each_group_and_class(phase, monkeypatch):
     for name, value in {"_SMALLEST_NEARBY": 0, "_UNROLLED": 2, "_SLICES": (2, 2)}.items():
@@ -178,7 +179,8 @@ def test_a_sketch_is_made_where_few_components_hold_nearly_all_variance(monkeypa
     hull = prepare_hull(turned.astype(np.float32), naming_dtype=jnp.float32)
     assert hull.phases == (oracle.SKETCH, oracle.FINE)
     assert hull.components.shape == (64, 8)
-    np.testing.assert_allclose(hull.components.T @ hull.components, np.eye(8), atol=1e-5)
+    components = np.asarray(hull.components)
+    np.testing.assert_allclose(components.T @ components, np.eye(8), atol=1e-5)
     kept = np.sum(np.asarray(hull.sketch) ** 2) / np.sum(np.asarray(hull.rows) ** 2)
     best = np.sum(np.arange(1.0, 9) ** -3) / np.sum(np.arange(1.0, 65) ** -3)
     assert kept == pytest.approx(best, abs=0.01)
