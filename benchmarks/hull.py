@@ -78,7 +78,7 @@ def judge(
         score = np.minimum(score, (block @ points.T).min(axis=0))
     score -= np.einsum("ij,ij->i", points, queries)
     return [
-        _ruling(point @ point, least, int((np.asarray(weights) > 0).sum()))
+        _ruling(float(point @ point), float(least), int((np.asarray(weights) > 0).sum()))
         for point, least, (_, weights) in zip(points, score, answers, strict=True)
     ]
 
