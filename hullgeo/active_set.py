@@ -77,18 +77,11 @@ class _Sweeps(NamedTuple):
     sweep: Array
 
 
-def empty(
-    like: Float[Array, "lanes dim"], slots: int, rows: Float[Array, "lanes slots dim"] | None = None
-) -> ActiveSet:
-    """No vertices yet; in the type of `like`, from which every array is derived (shard_map).
-
-    `rows`, finite ones that nobody needs any more, spare filling others.
-    """
+def empty(like: Float[Array, "lanes dim"], slots: int) -> ActiveSet:
+    """No vertices yet; in the type of `like`, from which every array is derived (shard_map)."""
     zero = 0 * like[0, 0]
     # The barrier leaves a plain fill, which is faster than a formula for every entry.
     zero = lax.optimization_barrier(jnp.where(jnp.isfinite(zero), zero, 0))
-    if rows is None:
-        rows = jnp.broadcast_to(zero, (like.shape[0], slots, like.shape[1]))
     plane = jnp.broadcast_to(zero, (like.shape[0], slots))
     index = plane.astype(jnp.int32)
     return ActiveSet(
@@ -97,7 +90,7 @@ def empty(
         basic=index > 0,
         value=plane,
         table=jnp.broadcast_to(zero, (like.shape[0], slots, slots)),
-        rows=rows,
+        rows=jnp.broadcast_to(zero, (like.shape[0], slots, like.shape[1])),
     )
 
 

@@ -199,12 +199,10 @@ def _finish(
 # The programs of the host form. Each takes the oracle first; `slots` and `dtype` are static.
 
 
-@partial(jax.jit, static_argnames=("slots",), donate_argnames=("rows",))
-def _start(
-    oracle: Any, queries: Array, start: Any, steps: Any = None, rows: Any = None, *, slots: int
-) -> Lanes:
+@partial(jax.jit, static_argnames=("slots",))
+def _start(oracle: Any, queries: Array, start: Any, steps: Any = None, *, slots: int) -> Lanes:
     with _numerics.float64():
-        lanes = fully_corrective.start(oracle, queries, slots, rows)
+        lanes = fully_corrective.start(oracle, queries, slots)
         lanes = lanes if steps is None else lanes._replace(steps=steps)
         return lanes if start is None else fully_corrective.warm_start(oracle, lanes, *start)
 
@@ -476,7 +474,7 @@ def _project_batches(
         for group, answer in _conclusions(oracle, batch, tolerances, rows, dtype=dtype):
             answers.add(ids[group], np.arange(len(group)), answer)
 
-    def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> Lanes:
+    def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> None:
         batch = _name(oracle, batch, tolerances, np.int32(phase), np.int32(leave))
         active = (np.asarray(batch.code) == ACTIVE) & (
             np.asarray(batch.steps) < int(tolerances.max_steps)
@@ -485,16 +483,13 @@ def _project_batches(
         conclude(batch, ids, ~active)
         if active.any():
             pool.put(batch, ids, np.flatnonzero(active), leave)
-        return batch
 
     first_phase = SAMPLE if start is None else SKETCH
-    rows = jnp.zeros((lanes, slots, dim), jnp.float32)  # of batches that are done, used again
     for first in range(0, number, lanes):
         ids = np.arange(first, min(first + lanes, number))
         block = _block((queries, start, steps), first, lanes)
         ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
-        batch = _start(oracle, *block, rows, slots=slots)
-        rows = advance(batch, ids, phase=first_phase, leave=most_left).active.rows
+        advance(_start(oracle, *block, slots=slots), ids, phase=first_phase, leave=most_left)
         while len(pool) >= lanes:
             advance(*pool.take(lanes), phase=NEARBY, leave=most_left)
     while len(pool):

@@ -52,10 +52,8 @@ def num_candidates(num_vertices: int) -> int:
     return 8 if num_vertices <= 2048 else 16
 
 
-def start(
-    oracle: Oracle, query: Float[Array, "lanes dim"], slots: int, rows: Array | None = None
-) -> Lanes:
-    """Lanes without support, in float32; see `active_set.empty` for `rows`."""
+def start(oracle: Oracle, query: Float[Array, "lanes dim"], slots: int) -> Lanes:
+    """Lanes without support, in float32."""
     scale = power_of_two(-oracle.exponent)
     center = oracle.center.astype(jnp.float64) * scale
     shifted = query.astype(jnp.float64) * scale - center[None]
@@ -69,7 +67,7 @@ def start(
         query=query,
         shifted=shifted,
         constant=constant,
-        active=active_set.empty(start_row, slots, rows),
+        active=active_set.empty(start_row, slots),
         direction=oracle.first_direction(shifted),
         floor=jnp.full_like(start_row[:, 0], -jnp.inf) + 0 * start_row[:, 0],
         nearby=jnp.broadcast_to(0 * code[:, None], (len(code), oracle.num_nearby)),
