@@ -36,10 +36,10 @@ from hullgeo.inversion import total_variation as total_variation
 from hullgeo.morph import morph as morph
 from hullgeo.nearest import nearest_boundary_point as nearest_boundary_point
 from hullgeo.oracle import Hull as Hull
-from hullgeo.oracle import prepare_hull as prepare_hull
 from hullgeo.partition import partition as partition
 from hullgeo.plane import plane_cells as plane_cells
 from hullgeo.plane import plane_classes as plane_classes
+from hullgeo.prepare import prepare_hull as prepare_hull
 from hullgeo.result import AmbiguousImage as AmbiguousImage
 from hullgeo.result import BoundaryDistance as BoundaryDistance
 from hullgeo.result import BoundaryPoint as BoundaryPoint

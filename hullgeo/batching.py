@@ -20,6 +20,7 @@ from hullgeo import _check, _numerics, active_set, bracket, fully_corrective, gr
 from hullgeo.bracket import ACTIVE, BAD, ENDED, Lanes, Tolerances
 from hullgeo.oracle import NEARBY, SAMPLE, SKETCH, Hull, Oracle
 from hullgeo.parallel import split_over_devices
+from hullgeo.pool import Pool
 from hullgeo.result import HullProjection, Status
 
 # Float32 rows of a batch's slots should stay in cache, and in a larger one where pricing many
@@ -286,24 +287,6 @@ def _finish_supports(
         return _finish(oracle, tolerances, lanes, slots=slots, dtype=dtype)
 
 
-@partial(jax.jit, static_argnames=("size",))
-def _room_for(lanes: Lanes, *, size: int) -> Lanes:
-    return jax.tree.map(lambda array: jnp.zeros((size, *array.shape[1:]), array.dtype), lanes)
-
-
-@jax.jit
-def _take(pool: Lanes, rows: Array, wanted: Array) -> Lanes:
-    """These lanes of the pool; those that are not wanted have ended."""
-    taken = jax.tree.map(lambda array: array[rows], pool)
-    return taken._replace(code=jnp.where(wanted, taken.code, jnp.int32(ENDED)))
-
-
-@partial(jax.jit, donate_argnames=("pool",))
-def _put(pool: Lanes, lanes: Lanes, source: Array, target: Array) -> Lanes:
-    """These lanes in those places of the pool; targets past its end are dropped."""
-    return jax.tree.map(lambda old, new: old.at[target].set(new[source], mode="drop"), pool, lanes)
-
-
 def _block(arrays: Any, first: int, size: int) -> Any:
     """So many rows of each array, the last one repeated past the end; cut on the host."""
 
@@ -313,34 +296,6 @@ def _block(arrays: Any, first: int, size: int) -> Any:
         return rows if len(rows) == size else np.pad(rows, extra, mode="edge")
 
     return jax.tree.map(cut, arrays)
-
-
-class _Pool:
-    """Lanes that need more passes than most of their batch, until they fill one of their own."""
-
-    def __init__(self, size: int):
-        self.ids = np.full(size, -1)  # of the queries; -1 where a place is free
-        self.lanes: Lanes | None = None
-
-    def __len__(self) -> int:
-        return int((self.ids >= 0).sum())
-
-    def put(self, batch: Lanes, ids: np.ndarray, rows: np.ndarray, most: int) -> None:
-        """Keep these rows of a batch, `most` at most: so many are moved, whatever their number."""
-        if self.lanes is None:
-            self.lanes = _room_for(batch, size=len(self.ids))
-        places = np.flatnonzero(self.ids < 0)[: len(rows)]
-        self.ids[places] = ids[rows]
-        source = np.resize(rows, most).astype(np.int32)
-        target = np.pad(places, (0, most - len(rows)), constant_values=len(self.ids))
-        self.lanes = _put(self.lanes, batch, source, target.astype(np.int32))
-
-    def take(self, size: int) -> tuple[Lanes, np.ndarray]:
-        """A batch of so many lanes, filled with lanes that have no query."""
-        rows = np.argsort(self.ids < 0, kind="stable")[:size].astype(np.int32)
-        ids = self.ids[rows]
-        self.ids[rows] = -1
-        return _take(self.lanes, rows, ids >= 0), ids
 
 
 class _Answers:
@@ -467,7 +422,7 @@ def _project_batches(
     # alone leaves none over: a smaller one would be compiled.
     few, most_left = _LEFT_MANY if oracle.num_vertices >= _MANY_VERTICES else _LEFT
     few, most_left = few * lanes // 8, most_left * lanes // 8 if number > lanes else 0
-    pool = _Pool(2 * lanes)
+    pool = Pool(2 * lanes)
 
     def conclude(batch: Lanes, ids: np.ndarray, done: np.ndarray) -> None:
         rows = np.flatnonzero(done & (ids >= 0))

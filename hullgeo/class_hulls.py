@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from hullgeo import _check, _numerics
 from hullgeo.hull import project_to_hull
-from hullgeo.oracle import prepare_hull
+from hullgeo.prepare import prepare_hull
 from hullgeo.result import HullProjection, NearestHull, Status
 
 

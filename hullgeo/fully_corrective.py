@@ -155,8 +155,8 @@ def _loop(
 ) -> Lanes:
     phases = (FINE,) if exact else oracle.phases
     last, before = len(phases) - 1, lanes.steps
-    if not exact and oracle.num_nearby:
-        phases += (NEARBY,)
+    alternates = not exact and oracle.num_nearby > 0  # passes over all with ones over few
+    phases += (NEARBY,) * alternates
     kind = jnp.asarray(phases, jnp.int32)
 
     def number_active(lanes: Lanes, at: Array) -> Array:
@@ -183,7 +183,7 @@ def _loop(
             idle=lanes.idle & ~over,
         )
         following = at + over.astype(jnp.int32)
-        if len(phases) == last + 1:
+        if not alternates:
             return lanes, following, home
         # After a pass over all one over what it has named besides, then back.
         away = (kind[at] >= COARSE) & ~nearby & ~over & ((at < last) | (number > leave))

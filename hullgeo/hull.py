@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from hullgeo import _check, _numerics, batching, classic, frank_wolfe
 from hullgeo.bracket import Tolerances
-from hullgeo.oracle import Hull, prepare_hull
+from hullgeo.oracle import Hull
+from hullgeo.prepare import prepare_hull
 from hullgeo.result import HullProjection, Membership, Status
 
 # Queries whose support rows are gathered at once for a derivative.

@@ -23,8 +23,9 @@ from hullgeo import _check, _numerics, dual_newton, planes
 from hullgeo.domain import Found
 from hullgeo.dual_newton import Conditions, Evaluation, Search
 from hullgeo.hull import project_to_hull
-from hullgeo.oracle import Hull, prepare_hull
+from hullgeo.oracle import Hull
 from hullgeo.planes import UNIT
+from hullgeo.prepare import prepare_hull
 
 _MAX_STEPS = 100
 _BLOCK = 64  # lanes of a block outside jit

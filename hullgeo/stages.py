@@ -11,7 +11,7 @@ from hullgeo.class_hulls import project_to_class_hulls
 from hullgeo.features import extract_features
 from hullgeo.head import boundary_distance
 from hullgeo.hull import membership, project_to_hull
-from hullgeo.oracle import prepare_hull
+from hullgeo.prepare import prepare_hull
 from hullgeo.stages_boundaries import BOUNDARY_STAGES
 from hullgeo.stages_pixels import flips, gallery, inversion, morphs, pixel_plane, ties
 from hullgeo.staging import Inputs, Stage, Values, head_of, in_blocks

@@ -19,6 +19,7 @@ from hullgeo import (
     fully_corrective,
     membership,
     oracle,
+    prepare,
     prepare_hull,
     project_to_hull,
 )  # fmt: skip
@@ -408,8 +409,8 @@ def test_peak_memory_is_a_small_multiple_of_the_vertices(number, dim):
         return compiled.memory_analysis().temp_size_in_bytes
 
     vertices = shape((number, dim), jnp.float32)
-    hull = jax.eval_shape(partial(oracle._prepare, coarse=True), vertices)
-    assert temporary(oracle._prepare, vertices, coarse=True) < 2.5 * size
+    hull = jax.eval_shape(partial(prepare._prepare, coarse=True), vertices)
+    assert temporary(prepare._prepare, vertices, coarse=True) < 2.5 * size
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(hull))
     assert kept < 2.7 * size
     slots = batching.default_slots(number, dim)

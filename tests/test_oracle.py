@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hullgeo import _numerics, oracle, prepare_hull
+from hullgeo import _numerics, oracle, prepare, prepare_hull
 
 RNG = np.random.default_rng(0)
 
@@ -173,7 +173,7 @@ def test_the_faster_type_is_measured_once_even_under_a_trace():
 
 
 def test_a_sketch_is_made_where_few_components_hold_nearly_all_variance(monkeypatch):
-    monkeypatch.setattr(oracle, "_SMALLEST_SKETCHED", 64)
+    monkeypatch.setattr(prepare, "_SMALLEST_SKETCHED", 64)
     rows = RNG.standard_normal((5000, 64))
     turned = rows * np.arange(1, 65) ** -1.5 @ np.linalg.qr(RNG.standard_normal((64, 64)))[0]
     hull = prepare_hull(turned.astype(np.float32), naming_dtype=jnp.float32)

@@ -1,0 +1,60 @@
+"""Lanes that wait: queries that need more passes than most of their batch.
+
+They are gathered until they fill a batch of their own, since a pass costs as much for few lanes as
+for many.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from hullgeo.bracket import ENDED, Lanes
+
+
+class Pool:
+    """Lanes that need more passes than most of their batch, until they fill one of their own."""
+
+    def __init__(self, size: int):
+        self.ids = np.full(size, -1)  # of the queries; -1 where a place is free
+        self.lanes: Lanes | None = None
+
+    def __len__(self) -> int:
+        return int((self.ids >= 0).sum())
+
+    def put(self, batch: Lanes, ids: np.ndarray, rows: np.ndarray, most: int) -> None:
+        """Keep these rows of a batch, `most` at most: so many are moved, whatever their number."""
+        if self.lanes is None:
+            self.lanes = _room_for(batch, size=len(self.ids))
+        places = np.flatnonzero(self.ids < 0)[: len(rows)]
+        self.ids[places] = ids[rows]
+        source = np.resize(rows, most).astype(np.int32)
+        target = np.pad(places, (0, most - len(rows)), constant_values=len(self.ids))
+        self.lanes = _put(self.lanes, batch, source, target.astype(np.int32))
+
+    def take(self, size: int) -> tuple[Lanes, np.ndarray]:
+        """A batch of so many lanes, filled with lanes that have no query."""
+        rows = np.argsort(self.ids < 0, kind="stable")[:size].astype(np.int32)
+        ids = self.ids[rows]
+        self.ids[rows] = -1
+        return _take(self.lanes, rows, ids >= 0), ids
+
+
+@partial(jax.jit, static_argnames=("size",))
+def _room_for(lanes: Lanes, *, size: int) -> Lanes:
+    return jax.tree.map(lambda array: jnp.zeros((size, *array.shape[1:]), array.dtype), lanes)
+
+
+@jax.jit
+def _take(pool: Lanes, rows: Array, wanted: Array) -> Lanes:
+    """These lanes of the pool; those that are not wanted have ended."""
+    taken = jax.tree.map(lambda array: array[rows], pool)
+    return taken._replace(code=jnp.where(wanted, taken.code, jnp.int32(ENDED)))
+
+
+@partial(jax.jit, donate_argnames=("pool",))
+def _put(pool: Lanes, lanes: Lanes, source: Array, target: Array) -> Lanes:
+    """These lanes in those places of the pool; targets past its end are dropped."""
+    return jax.tree.map(lambda old, new: old.at[target].set(new[source], mode="drop"), pool, lanes)
