@@ -15,7 +15,7 @@ from hullgeo.bracket import ENDED, Lanes
 
 
 class Pool:
-    """Lanes that need more passes than most of their batch, until they fill one of their own."""
+    """Places for so many lanes, each with the number of its query."""
 
     def __init__(self, size: int):
         self.ids = np.full(size, -1)  # of the queries; -1 where a place is free
