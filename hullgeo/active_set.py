@@ -100,14 +100,27 @@ def from_rows(
     rows: Float[Array, "lanes slots dim"],
     constant: Float[Array, " lanes"],
 ) -> ActiveSet:
-    """Slots that hold vertices, none of them in the basis yet: the table is H itself."""
+    """Slots that hold vertices, none of them in the basis yet: the table is H itself.
+
+    What is behind the last slot in use of all lanes is not multiplied.
+    """
     rows = jnp.where(used[:, :, None], rows, 0)
-    gram = jnp.einsum("bmd,bnd->bmn", rows, rows, precision=HIGHEST)
+    slots = rows.shape[1]
+
+    def products(width: int) -> Array:
+        front = rows[:, :width]
+        gram = jnp.einsum("bmd,bnd->bmn", front, front, precision=HIGHEST)
+        return jnp.pad(gram, ((0, 0), (0, slots - width), (0, slots - width)))
+
+    widths = sorted({-(-slots * sixths // 6) for sixths in (4, 5, 6)})
+    too_narrow = [jnp.any(used[:, width]) for width in widths[:-1]]
+    which = sum(narrow.astype(jnp.int32) for narrow in too_narrow)
+    gram = lax.switch(which, [partial(products, width) for width in widths])
     return ActiveSet(
         index=index,
         used=used,
         basic=used & False,
-        value=0 * rows[:, :, 0],
+        value=jnp.where(used, 0 * constant[:, None], 0),
         table=gram + constant[:, None, None],
         rows=rows,
     )

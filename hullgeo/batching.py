@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from hullgeo import _check, _numerics, active_set, bracket, fully_corrective, gram
+from hullgeo import _check, _numerics, active_set, bracket, fully_corrective, gram, sketch
 from hullgeo.bracket import ACTIVE, BAD, ENDED, Lanes, Tolerances
-from hullgeo.oracle import NEARBY, SAMPLE, SKETCH, Hull, Oracle
+from hullgeo.oracle import COARSE, NEARBY, SAMPLE, SKETCH, Hull, Oracle
 from hullgeo.parallel import split_over_devices
 from hullgeo.pool import Pool
 from hullgeo.result import HullProjection, Status
@@ -206,6 +206,14 @@ def _start(oracle: Any, queries: Array, start: Any, steps: Any = None, *, slots:
         lanes = fully_corrective.start(oracle, queries, slots)
         lanes = lanes if steps is None else lanes._replace(steps=steps)
         return lanes if start is None else fully_corrective.warm_start(oracle, lanes, *start)
+
+
+@partial(jax.jit, static_argnames=("slots",))
+def _start_in_components(
+    oracle: Any, queries: Array, tolerances: Tolerances, *, slots: int
+) -> Lanes:
+    with _numerics.float64():
+        return fully_corrective.start_in_components(oracle, queries, tolerances, slots)
 
 
 @partial(jax.jit, static_argnames=("slots",))
@@ -439,17 +447,24 @@ def _project_batches(
         if active.any():
             pool.put(batch, ids, np.flatnonzero(active), leave)
 
-    first_phase = SAMPLE if start is None else SKETCH
+    # A verdict alone needs a direction rather than a support.
+    in_components = start is None and sketch.serves(oracle) and not bool(tolerances.verdict)
+    first_phase = COARSE if in_components else SAMPLE if start is None else SKETCH
     for first in range(0, number, lanes):
         ids = np.arange(first, min(first + lanes, number))
         block = _block((queries, start, steps), first, lanes)
         ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
-        advance(_start(oracle, *block, slots=slots), ids, phase=first_phase, leave=most_left)
+        if in_components:
+            batch = _start_in_components(oracle, block[0], tolerances, slots=slots)
+        else:
+            batch = _start(oracle, *block, slots=slots)
+        advance(batch, ids, phase=first_phase, leave=most_left)
         while len(pool) >= lanes:
-            advance(*pool.take(lanes), phase=NEARBY, leave=most_left)
+            advance(*pool.take(oracle, lanes), phase=NEARBY, leave=most_left)
     while len(pool):
         many = len(pool) > lanes // 2
-        advance(*pool.take(lanes if many else few), phase=NEARBY, leave=few if many else 0)
+        size, leave = (lanes, few) if many else (few, 0)
+        advance(*pool.take(oracle, size), phase=NEARBY, leave=leave)
 
     return answers.merge()
 

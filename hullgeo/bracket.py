@@ -76,7 +76,8 @@ def rows_of(oracle: Oracle, query: Array, index: Array) -> Array:
     """u = (v - q) / scale in float64, each entry rounded once."""
     scale = power_of_two(-oracle.exponent)
     wide = query.astype(jnp.float64) * scale
-    wide = jnp.where(jnp.isfinite(wide), wide, 0)
+    # The barrier keeps this from being done again for every vertex.
+    wide = lax.optimization_barrier(jnp.where(jnp.isfinite(wide), wide, 0))
     return oracle.gather(index).astype(jnp.float64) * scale - wide[:, None, :]
 
 

@@ -28,10 +28,21 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from hullgeo import active_set, bracket, enclosure
-from hullgeo._numerics import HIGHEST, narrow
+from hullgeo._numerics import HIGHEST, narrow, product
 from hullgeo.active_set import ActiveSet
 from hullgeo.bracket import ACTIVE, BAD, ENDED, FULL, STUCK, WAITS, Lanes, Tolerances
-from hullgeo.oracle import COARSE, FINE, NEARBY, SAMPLE, SKETCH, Oracle, power_of_two
+from hullgeo.oracle import (
+    COARSE,
+    FINE,
+    NEARBY,
+    SAMPLE,
+    SKETCH,
+    Hull,
+    Oracle,
+    Screened,
+    power_of_two,
+)
+from hullgeo.sketch import Sketch
 
 _U32 = 2.0**-24
 _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candidates ends
@@ -43,6 +54,7 @@ _SERVED, _SKETCH_SERVED = 4, 6
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
 # rounding. In float64 a badly conditioned basis may recover late.
 _STALLS = (2, 20)
+_LEAST_HALF = 8  # lanes of a product: fewer are no faster
 _NEAR_HULL = 2.0**-17  # |x| / R below which float32 names nothing useful
 _ON_HULL = 2.0**-42  # the same for float64: the query is inside, or nobody can tell
 
@@ -95,6 +107,30 @@ def name_candidates(
     not count as `steps`.
     """
     return _loop(oracle, lanes, tolerances, phase, exact=False, leave=leave)
+
+
+def start_in_components(
+    hull: Hull, query: Float[Array, "lanes dim"], tolerances: Tolerances, slots: int
+) -> Lanes:
+    """Lanes whose supports are from passes in components alone, the problem on them solved.
+
+    Queries that seem to be inside, as far as components tell, get none.
+    """
+    lanes = start(hull, query, slots)
+    shifted = product(lanes.shifted.astype(jnp.float32), hull.components)
+    sketch = Sketch(hull)
+    few = start(sketch, shifted, slots)._replace(code=lanes.code)
+    leave = _SERVED * few.code.shape[0] // 8
+    few = name_candidates(sketch, few, tolerances, phase=SAMPLE, leave=leave)
+    direction = product(few.direction, hull.components.T)
+    weights = active_set.weights(few.active)
+    point = active_set.combine(weights, few.active.rows)
+    beyond = jnp.sum(weights**2 * sketch.left_out(few.active.index), axis=1, keepdims=True)
+    outside = jnp.sum(point * point, axis=1, keepdims=True) > beyond
+    # Room is left for what passes in all dimensions find.
+    heaviest, at = lax.top_k(jnp.where(outside, weights, 0), max(1, 5 * slots // 6))
+    support = jnp.take_along_axis(few.active.index, at, axis=1)
+    return warm_start(hull, lanes._replace(direction=direction), support, heaviest)
 
 
 def warm_start(oracle: Oracle, lanes: Lanes, support: Array, weights: Array) -> Lanes:
@@ -203,6 +239,29 @@ def _is_active(lanes: Lanes, tolerances: Tolerances, phase: int | Array) -> Arra
     return (lanes.code == ACTIVE) & (lanes.steps < limit)
 
 
+def screen_live(
+    oracle: Oracle, live: Bool[Array, " lanes"], direction: Array, masked: Array
+) -> Screened:
+    """A float32 pass for the lanes that are live: for a half of them where that holds all."""
+    lanes = live.shape[0]
+    half = lanes // 2
+    everyone = partial(oracle.screen, phase=FINE)
+    if half < _LEAST_HALF:
+        return everyone(direction, masked)
+
+    def gathered(direction: Array, masked: Array) -> Screened:
+        place = jnp.cumsum(live, dtype=jnp.int32) - 1
+        lane = jnp.arange(lanes, dtype=jnp.int32)
+        chosen = jnp.zeros((half,), jnp.int32)
+        chosen = chosen.at[jnp.where(live, place, jnp.int32(half))].set(lane, mode="drop")
+        found = everyone(direction[chosen], masked[chosen])
+        found = Screened(*(array[jnp.clip(place, 0, half - 1)] for array in found))
+        return found._replace(value=jnp.where(live[:, None], found.value, jnp.inf))
+
+    number = jnp.sum(live, dtype=jnp.int32)
+    return lax.cond(number <= half, gathered, everyone, direction, masked)
+
+
 def _columns_in_use(
     make: Callable[[int], Array], named: Bool[Array, "lanes candidates"], *, axis: int
 ) -> Array:
@@ -247,6 +306,10 @@ def _step(
     point = jnp.where(started[:, None], point, lanes.direction.astype(dtype))
     square = jnp.sum(point * point, axis=1)
     size = jnp.sqrt(square)
+    sketch = oracle if isinstance(oracle, Sketch) else None
+    left_out = None if sketch is None else sketch.left_out(active.index)
+    if left_out is not None:
+        square = square + jnp.sum(weights**2 * left_out, axis=1)
     unit = point / jnp.where(size > 0, size, 1)[:, None]
     if exact:
         _, unit, _ = enclosure.refine(active, active.rows, weights, unit)
@@ -254,6 +317,8 @@ def _step(
         unit = unit / jnp.where(unit_size > 0, unit_size, 1)[:, None]
     direction = narrow(unit, jnp.float32)
     score = active_set.scores(active.rows, point)
+    if left_out is not None:
+        score = score + weights * left_out
     tolerance = (2.0**-50 if exact else _NOISE) * size
     # Vertices off the slots that a screened value cannot tell from the least lie within this.
     error = oracle.error(unit.astype(jnp.float64), direction).astype(dtype)
@@ -267,12 +332,12 @@ def _step(
     )
     active = active._replace(used=keep)
     masked = jnp.where(keep, active.index, jnp.int32(oracle.num_vertices))
-    screens = [
-        partial(oracle.screen, phase=phase)
-        if phase != NEARBY
-        else partial(oracle.screen_nearby, nearby=lanes.nearby)
-        for phase in phases
-    ]
+    live = _is_active(lanes, tolerances, phase)
+    special = {
+        FINE: partial(screen_live, oracle, live),
+        NEARBY: partial(oracle.screen_nearby, nearby=lanes.nearby),
+    }
+    screens = [special.get(phase, partial(oracle.screen, phase=phase)) for phase in phases]
     found = lax.switch(at, screens, direction, masked)
     offset = jnp.sum(lanes.shifted.astype(dtype) * unit, axis=1)
     value = found.value.astype(dtype) - offset[:, None]  # <v - q, unit>, screened
@@ -310,7 +375,6 @@ def _step(
         near_hull = size < _NEAR_HULL
         # What is idle may only have to admit the vertices of the band.
         hopeless = near_hull | (stalled & lanes.idle & ~banded) | cycling
-    live = _is_active(lanes, tolerances, phase)
     ended = live & started & ended
     hopeless = live & ~ended & started & hopeless
     going = live & ~ended & ~hopeless
@@ -356,6 +420,9 @@ def _step(
         named,
         axis=2,
     )
+    if sketch is not None:
+        column = jnp.arange(candidate.shape[1], dtype=jnp.int32)[None, :]
+        gram = gram.at[lane, slot, column].add(sketch.left_out(candidate), mode="drop")
     filled, trial = active_set.insert(placed, slot, gram + constant[:, None, None], residual)
     floor = tolerance / total[:, 0]
     solved, sweeps = active_set.solve(

@@ -140,8 +140,11 @@ class Hull(NamedTuple):
       sample: every eighth row, or of the sketch, for the first passes; empty for few vertices.
       components: orthonormal directions in which the rows vary most; none where there is no sketch.
       sketch: `rows` in these, for the passes that follow; empty where they hold too little.
+      left_out: squares of what these leave out of each row; empty where rows are too long for a
+        search in components alone to pay.
       gram: products of the rows with each other; empty where they outnumber the dimensions.
       inverse_covariance: of the rows, shrunk and scaled; empty where it would be too large.
+      inverse_in_components: the same between components; empty as `left_out` is.
       radius: at least the norm of every exact centred, scaled row.
       flushed: at least the norm of what a device flushed to zero in any scaled row; mostly 0.
       constant: coordinates in which all vertices equal the centre, such as dead units.
@@ -155,8 +158,10 @@ class Hull(NamedTuple):
     sample: Float[Array, "sampled_chunks sampled_size dim_or_few"]
     components: Float[Array, "dim few"]
     sketch: Float[Array, "sketched_chunks sketched_size few"]
+    left_out: Float[Array, "sketched_chunks sketched_size"]
     gram: Float[Array, "inner inner"]
     inverse_covariance: Float[Array, "across across"]
+    inverse_in_components: Float[Array, "few few"]
     radius: Float[Array, ""]
     flushed: Float[Array, ""]
     constant: Bool[Array, " dim"]
@@ -199,9 +204,19 @@ class Hull(NamedTuple):
           masked: vertices left out, `num_vertices` where a slot masks none.
           phase: what it runs over; `FINE` alone bounds anything.
         """
-        rows = {SAMPLE: self.sample, SKETCH: self.sketch, COARSE: self.coarse, FINE: self.rows}
         if phase <= SKETCH and self.components.shape[1]:
             direction = _numerics.product(direction, self.components)
+        return self.screen_projected(direction, masked, phase=phase)
+
+    def screen_projected(
+        self,
+        direction: Float[Array, "lanes dim_or_few"],
+        masked: Int[Array, "lanes slots"],
+        *,
+        phase: int,
+    ) -> Screened:
+        """The same for a direction in the coordinates of the rows of that phase."""
+        rows = {SAMPLE: self.sample, SKETCH: self.sketch, COARSE: self.coarse, FINE: self.rows}
         number, local = self.num_vertices, masked
         if phase == SAMPLE:
             number = -(-number // STRIDE)
@@ -247,12 +262,7 @@ class Hull(NamedTuple):
         Source: Fisher, "The use of multiple measurements in taxonomic problems", 1936, for a class
         of one point; the covariance is shrunk towards its mean variance by a fixed share.
         """
-        size = jnp.sqrt(jnp.sum(shifted * shifted, axis=1, keepdims=True))
-        away = (-shifted / jnp.where(size > 0, size, 1)).astype(jnp.float32)
-        if self.inverse_covariance.shape[0]:
-            away = _numerics.product(away, self.inverse_covariance)
-        size = jnp.sqrt(jnp.sum(away * away, axis=1, keepdims=True))
-        return away / jnp.where(size > 0, size, 1)
+        return unit_directions(shifted, self.inverse_covariance)
 
     def gather(self, index: Int[Array, "*slots"]) -> Float[Array, "*slots dim"]:
         """Rows of vertices in the caller's own numbers."""
@@ -270,6 +280,18 @@ class Hull(NamedTuple):
         gamma = dim * _U32 / (1 - dim * _U32) if dim * _U32 < 0.5 else jnp.inf
         # 1.0001 covers (1 + u)^2, the float64 roundings and |direction| against |rounded|.
         return 1.0001 * (radius * (gamma * length + moved + _U32 * (length + moved))) + dim * 2e-38
+
+
+def unit_directions(
+    shifted: Float[Array, "lanes dim"], inverse_covariance: Float[Array, "across across"]
+) -> Float[Array, "lanes dim"]:
+    """Float32 directions from centred queries to the centre, by the covariance if it is known."""
+    size = jnp.sqrt(jnp.sum(shifted * shifted, axis=1, keepdims=True))
+    away = (-shifted / jnp.where(size > 0, size, 1)).astype(jnp.float32)
+    if inverse_covariance.shape[0]:
+        away = _numerics.product(away, inverse_covariance)
+    size = jnp.sqrt(jnp.sum(away * away, axis=1, keepdims=True))
+    return away / jnp.where(size > 0, size, 1)
 
 
 def num_classes(num_vertices: int) -> int:

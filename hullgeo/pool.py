@@ -1,7 +1,7 @@
 """Lanes that wait: queries that need more passes than most of their batch.
 
 They are gathered until they fill a batch of their own, since a pass costs as much for few lanes as
-for many.
+for many. Rows of their slots do not wait with them: they are read again.
 """
 
 from functools import partial
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from hullgeo.bracket import ENDED, Lanes
+from hullgeo import _numerics
+from hullgeo.bracket import ENDED, Lanes, rows_of
+from hullgeo.oracle import Oracle
 
 
 class Pool:
@@ -26,6 +28,7 @@ class Pool:
 
     def put(self, batch: Lanes, ids: np.ndarray, rows: np.ndarray, most: int) -> None:
         """Keep these rows of a batch, `most` at most: so many are moved, whatever their number."""
+        batch = batch._replace(active=batch.active._replace(rows=batch.active.rows[:, :, :0]))
         if self.lanes is None:
             self.lanes = _room_for(batch, size=len(self.ids))
         places = np.flatnonzero(self.ids < 0)[: len(rows)]
@@ -34,12 +37,12 @@ class Pool:
         target = np.pad(places, (0, most - len(rows)), constant_values=len(self.ids))
         self.lanes = _put(self.lanes, batch, source, target.astype(np.int32))
 
-    def take(self, size: int) -> tuple[Lanes, np.ndarray]:
+    def take(self, oracle: Oracle, size: int) -> tuple[Lanes, np.ndarray]:
         """A batch of so many lanes, filled with lanes that have no query."""
         rows = np.argsort(self.ids < 0, kind="stable")[:size].astype(np.int32)
         ids = self.ids[rows]
         self.ids[rows] = -1
-        return _take(self.lanes, rows, ids >= 0), ids
+        return _take(oracle, self.lanes, rows, ids >= 0), ids
 
 
 @partial(jax.jit, static_argnames=("size",))
@@ -48,10 +51,16 @@ def _room_for(lanes: Lanes, *, size: int) -> Lanes:
 
 
 @jax.jit
-def _take(pool: Lanes, rows: Array, wanted: Array) -> Lanes:
-    """These lanes of the pool; those that are not wanted have ended."""
-    taken = jax.tree.map(lambda array: array[rows], pool)
-    return taken._replace(code=jnp.where(wanted, taken.code, jnp.int32(ENDED)))
+def _take(oracle: Oracle, pool: Lanes, rows: Array, wanted: Array) -> Lanes:
+    """These lanes of the pool, in float32; those that are not wanted have ended."""
+    with _numerics.float64():
+        taken = jax.tree.map(lambda array: array[rows], pool)
+        active = taken.active
+        read = rows_of(oracle, taken.query, active.index).astype(jnp.float32)
+        return taken._replace(
+            active=active._replace(rows=jnp.where(active.used[:, :, None], read, 0)),
+            code=jnp.where(wanted, taken.code, jnp.int32(ENDED)),
+        )
 
 
 @partial(jax.jit, donate_argnames=("pool",))

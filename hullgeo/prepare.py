@@ -105,7 +105,8 @@ def _with_sketch(hull: Hull, wanted: int | None) -> Hull:
         return hull
     named = hull.coarse.dtype
     sketch, sample = (_project(rows, components, named) for rows in (hull.rows, hull.sample))
-    return hull._replace(sample=sample, components=components, sketch=sketch)
+    hull = hull._replace(sample=sample, components=components, sketch=sketch)
+    return hull if dim > _LARGEST_COVARIANCE else hull._replace(**_for_components(hull))
 
 
 @partial(jax.jit, static_argnames=("count",))
@@ -132,6 +133,19 @@ def _principal_components(rows: Array, count: int) -> tuple[Array, Array]:
         return jnp.sum(products**2) - jnp.sum(jnp.diagonal(products) ** 2)
 
     return basis, squares(outside) / squares(others)
+
+
+@jax.jit
+def _for_components(hull: Hull) -> dict[str, Array]:
+    """What a search for supports in components alone needs besides."""
+    kept = jnp.sum(hull.sketch.astype(jnp.float32) ** 2, axis=2)
+    across, components = hull.inverse_covariance, hull.components
+    if across.shape[0]:
+        across = _numerics.product(components.T, _numerics.product(across, components))
+    return {
+        "left_out": jnp.maximum(jnp.sum(hull.rows**2, axis=2) - kept, 0),
+        "inverse_in_components": across,
+    }
 
 
 @partial(jax.jit, static_argnames=("dtype",))
@@ -175,8 +189,10 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
             sample=nothing if few else in_chunks(sampled, classes),
             components=jnp.zeros((dim, 0), jnp.float32),
             sketch=jnp.zeros((0, 0, 0), named),
+            left_out=jnp.zeros((0, 0), jnp.float32),
             gram=gram,
             inverse_covariance=inverse_covariance,
+            inverse_in_components=jnp.zeros((0, 0), jnp.float32),
             radius=radius,
             flushed=_numerics.round_up(flushed(vertices, exponent), jnp.float32),
             constant=constant,

@@ -24,6 +24,7 @@ from hullgeo import (
     project_to_hull,
 )  # fmt: skip
 from hullgeo.bracket import Tolerances
+from hullgeo.sketch import Sketch
 
 VERTICES, DIM, QUERIES = 60, 6, 4  # one shape for most tests: few programs are compiled
 
@@ -236,6 +237,8 @@ def test_however_candidates_are_named_brackets_are_the_same(
     assert_same(project_to_hull(queries, named), expected, undecided=1)
     assert_same(jax.jit(project_to_hull)(queries, named), expected, undecided=1)
     assert_same(project_to_hull(queries, named, start=expected), expected, undecided=1)
+    in_rows = named._replace(left_out=named.left_out[:0])  # as of long rows
+    assert_same(project_to_hull(queries, in_rows), expected, undecided=1)
     verdict, known = (
         membership(answer)
         for answer in (project_to_hull(queries, named, verdict_only=True), expected)
@@ -248,6 +251,49 @@ def test_however_candidates_are_named_brackets_are_the_same(
     assert np.any(cut.status == Status.STEP_LIMIT)
     assert np.all(cut.distance_lower_bound <= expected.distance)
     assert np.all(cut.distance >= expected.distance_lower_bound)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_components_leave_out_of_a_vertex_counts_as_a_coordinate_of_its_own(dtype):
+    """The supports are those of the points [E' v_i, t_i e_i], exactly."""
+    rng = np.random.default_rng(5)
+    vertices = (rng.normal(size=(VERTICES, 12)) / np.arange(1, 13)).astype(np.float32)
+    queries = (2 * rng.normal(size=(16, 12)) / np.arange(1, 13)).astype(np.float32)
+    hull = prepare_hull(vertices, naming_dtype=dtype, num_components=4)
+    limits = Tolerances(*(jnp.asarray(limit) for limit in (1e-6, 0.0, np.int32(50), False)))
+    with jax.enable_x64(True):
+        start = partial(fully_corrective.start_in_components, slots=24)
+        lanes = jax.jit(start)(hull, queries, tolerances=limits)
+    few, every = Sketch(hull), jnp.arange(VERTICES, dtype=jnp.int32)
+    points, left_out = np.asarray(few.gather(every), np.float64), np.sqrt(few.left_out(every))
+    everything = np.asarray(hull.rows).reshape(-1, 12)[np.asarray(hull.place(every))]
+    np.testing.assert_allclose(
+        np.sum(points**2, axis=1) + left_out**2, np.sum(everything**2, axis=1), rtol=1e-5
+    )
+    components = np.asarray(hull.components, np.float64)
+    for lane, shifted in enumerate(np.asarray(lanes.shifted)):
+        columns = np.vstack(
+            [(points - shifted @ components).T, np.diag(left_out), np.ones(VERTICES)]
+        )
+        weights, _ = scipy.optimize.nnls(columns, np.eye(len(columns))[-1], maxiter=10_000)
+        best = np.flatnonzero(weights > 1e-3 * weights.sum())
+        named = np.asarray(lanes.active.index)[lane][np.asarray(lanes.active.used)[lane]]
+        assert np.isin(best, named).all()
+        assert len(named) <= len(best) + 3
+    assert isinstance(few, oracle.Oracle)
+
+
+def test_a_pass_for_the_live_half_of_the_lanes_is_one_for_all():
+    hull = prepare_hull(cloud().astype(np.float32))
+    direction = jnp.asarray(np.random.default_rng(0).normal(size=(16, DIM)), jnp.float32)
+    masked = jnp.full((16, 2), VERTICES, jnp.int32).at[:, 0].set(jnp.arange(16, dtype=jnp.int32))
+    expected = hull.screen(direction, masked)
+    for number in (0, 7, 8, 9, 16):
+        live = np.random.default_rng(number).permutation(16) < number
+        found = jax.jit(fully_corrective.screen_live)(hull, live, direction, masked)
+        np.testing.assert_allclose(found.value[live], expected.value[live], rtol=1e-6)
+        np.testing.assert_array_equal(found.index[live], expected.index[live])
+        assert number > 8 or np.all(np.isposinf(found.value[~live]))
 
 
 @pytest.mark.slow

@@ -181,6 +181,7 @@ def test_a_sketch_is_made_where_few_components_hold_nearly_all_variance(monkeypa
     assert hull.components.shape == (64, 8)
     components = np.asarray(hull.components)
     np.testing.assert_allclose(components.T @ components, np.eye(8), atol=1e-5)
+    assert hull.left_out.shape == hull.sketch.shape[:2]
     kept = np.sum(np.asarray(hull.sketch) ** 2) / np.sum(np.asarray(hull.rows) ** 2)
     best = np.sum(np.arange(1.0, 9) ** -3) / np.sum(np.arange(1.0, 65) ** -3)
     assert kept == pytest.approx(best, abs=0.01)
@@ -188,6 +189,11 @@ def test_a_sketch_is_made_where_few_components_hold_nearly_all_variance(monkeypa
     assert oracle.SKETCH not in prepare_hull(turned.astype(np.float32), num_components=0).phases
     wanted = jax.jit(partial(prepare_hull, num_components=4))(turned[:70].astype(np.float32))
     assert oracle.SKETCH in wanted.phases
+    long = prepare_hull(
+        np.pad(turned[:70].astype(np.float32), ((0, 0), (0, 961))), num_components=4
+    )
+    assert oracle.SKETCH in long.phases
+    assert not long.left_out.size  # with so many dimensions, passes score in all of them
     # All rows alike: there is no variance to be shared, and nothing is decided by 0 / 0.
     assert oracle.SKETCH not in prepare_hull(np.ones((5000, 64), np.float32)).phases
 
