@@ -113,7 +113,7 @@ def from_rows(
         return jnp.pad(gram, ((0, 0), (0, slots - width), (0, slots - width)))
 
     widths = sorted({-(-slots * sixths // 6) for sixths in (4, 5, 6)})
-    too_narrow = [jnp.any(used[:, width]) for width in widths[:-1]]
+    too_narrow = [jnp.any(used[:, width:]) for width in widths[:-1]]
     which = sum(narrow.astype(jnp.int32) for narrow in too_narrow)
     gram = lax.switch(which, [partial(products, width) for width in widths])
     return ActiveSet(
