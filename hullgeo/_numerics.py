@@ -50,7 +50,8 @@ def bfloat16_pays() -> bool:
             partial(multiply, jnp.ones((2048, 512), dtype), jnp.ones((512, 64), dtype))
             for dtype in (jnp.bfloat16, jnp.float32)
         )
-        _seconds(coarse), _seconds(fine)  # compiles
+        for run in (coarse, fine):
+            _seconds(run)  # compiles
         # In turn, and three in four must agree: the machine may be busy with other work, too.
         gains = sorted(_seconds(fine) / _seconds(coarse) for _ in range(11))
     return gains[2] > 1.25

@@ -114,23 +114,30 @@ def start_in_components(
 ) -> Lanes:
     """Lanes whose supports are from passes in components alone, the problem on them solved.
 
-    Queries that seem to be inside, as far as components tell, get none.
+    Slots that are left are for the vertices that are nearly named. Queries that seem to be inside,
+    as far as components tell, get none.
     """
     lanes = start(hull, query, slots)
     shifted = product(lanes.shifted.astype(jnp.float32), hull.components)
     sketch = Sketch(hull)
     few = start(sketch, shifted, slots)._replace(code=lanes.code)
-    leave = _SERVED * few.code.shape[0] // 8
+    leave = _SKETCH_SERVED * few.code.shape[0] // 8
     few = name_candidates(sketch, few, tolerances, phase=SAMPLE, leave=leave)
-    direction = product(few.direction, hull.components.T)
     weights = active_set.weights(few.active)
     point = active_set.combine(weights, few.active.rows)
+    square = jnp.sum(point * point, axis=1, keepdims=True)
     beyond = jnp.sum(weights**2 * sketch.left_out(few.active.index), axis=1, keepdims=True)
-    outside = jnp.sum(point * point, axis=1, keepdims=True) > beyond
-    # Room is left for what passes in all dimensions find.
-    heaviest, at = lax.top_k(jnp.where(outside, weights, 0), max(1, 5 * slots // 6))
-    support = jnp.take_along_axis(few.active.index, at, axis=1)
-    return warm_start(hull, lanes._replace(direction=direction), support, heaviest)
+    held = jnp.where(weights > 0, few.active.index, jnp.int32(hull.num_vertices))
+    found = sketch.screen(point / jnp.sqrt(jnp.where(square > 0, square, 1)), held, phase=SKETCH)
+    # Screened values are within 2, by size, so that these follow all of positive weight.
+    others = -3 - found.value
+    index = jnp.concatenate([few.active.index, found.index], axis=1)
+    rank = jnp.concatenate([jnp.where(weights > 0, weights, -jnp.inf), others], axis=1)
+    rank, at = lax.top_k(rank, slots)
+    index = jnp.take_along_axis(index, at, axis=1)
+    used = (rank > -jnp.inf) & (square > beyond)
+    direction = product(few.direction, hull.components.T)
+    return _solve_supports(hull, lanes._replace(direction=direction), index, used)
 
 
 def warm_start(oracle: Oracle, lanes: Lanes, support: Array, weights: Array) -> Lanes:
@@ -148,13 +155,19 @@ def warm_start(oracle: Oracle, lanes: Lanes, support: Array, weights: Array) -> 
     heaviest, at = lax.top_k(jnp.where(jnp.isfinite(weights), weights, 0), slots)
     index = jnp.take_along_axis(jnp.pad(support, ((0, 0), (0, extra))), at, axis=1)
     index = jnp.clip(index, 0, oracle.num_vertices - 1).astype(jnp.int32)
-    used = (heaviest > 0) & (lanes.code == ACTIVE)[:, None]
+    return _solve_supports(oracle, lanes, index, heaviest > 0)
+
+
+def _solve_supports(oracle: Oracle, lanes: Lanes, index: Array, used: Array) -> Lanes:
+    """Lanes with these vertices in their slots, the problem on them solved."""
+    used = used & (lanes.code == ACTIVE)[:, None]
     rows = bracket.rows_of(oracle, lanes.query, index).astype(jnp.float32)
     constant = lanes.constant.astype(jnp.float32)
     active = active_set.from_rows(index, used, rows, constant)
     first = jnp.where(used, 1, 0).astype(jnp.float32)
+    most = 2 * index.shape[1]
     solved, _ = active_set.solve(
-        active, first, jnp.any(used, axis=1), constant, _NOISE * constant, 2 * slots
+        active, first, jnp.any(used, axis=1), constant, _NOISE * constant, most
     )
     return lanes._replace(active=solved)
 
@@ -242,24 +255,26 @@ def _is_active(lanes: Lanes, tolerances: Tolerances, phase: int | Array) -> Arra
 def screen_live(
     oracle: Oracle, live: Bool[Array, " lanes"], direction: Array, masked: Array
 ) -> Screened:
-    """A float32 pass for the lanes that are live: for a half of them where that holds all."""
+    """A float32 pass for the lanes that are live: for a half or three quarters that hold all."""
     lanes = live.shape[0]
-    half = lanes // 2
+    widths = (lanes // 2, 3 * lanes // 4)
     everyone = partial(oracle.screen, phase=FINE)
-    if half < _LEAST_HALF:
+    if widths[0] < _LEAST_HALF:
         return everyone(direction, masked)
 
-    def gathered(direction: Array, masked: Array) -> Screened:
+    def gathered(width: int, direction: Array, masked: Array) -> Screened:
         place = jnp.cumsum(live, dtype=jnp.int32) - 1
         lane = jnp.arange(lanes, dtype=jnp.int32)
-        chosen = jnp.zeros((half,), jnp.int32)
-        chosen = chosen.at[jnp.where(live, place, jnp.int32(half))].set(lane, mode="drop")
+        chosen = jnp.zeros((width,), jnp.int32)
+        chosen = chosen.at[jnp.where(live, place, jnp.int32(width))].set(lane, mode="drop")
         found = everyone(direction[chosen], masked[chosen])
-        found = Screened(*(array[jnp.clip(place, 0, half - 1)] for array in found))
+        found = Screened(*(array[jnp.clip(place, 0, width - 1)] for array in found))
         return found._replace(value=jnp.where(live[:, None], found.value, jnp.inf))
 
     number = jnp.sum(live, dtype=jnp.int32)
-    return lax.cond(number <= half, gathered, everyone, direction, masked)
+    which = sum((number > width).astype(jnp.int32) for width in widths)
+    branches = [*(partial(gathered, width) for width in widths), everyone]
+    return lax.switch(which, branches, direction, masked)
 
 
 def _columns_in_use(
