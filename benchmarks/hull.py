@@ -9,8 +9,10 @@ float64; slow peers get fewer queries, as many as fit into `--peer-seconds`, and
 many. One float64 referee outside all solvers recomputes every distance and gap from the returned
 weights and checks that no bracket excludes what any solver reached.
 
-Only ratios of one run count: times vary by half between runs on a shared machine. Problems a to d
-take about a minute each, e, r and p ten; r and p need HULLGEO_DATA (`problems.py`).
+Only ratios of one run count: times vary by half between runs on a shared machine, and within one.
+So our own takes turns with the queries of every peer; ms/query and the ratio are of the turns with
+the best one. Problems a to d take about a minute each, e, r and p ten; r and p need HULLGEO_DATA
+(`problems.py`).
 
 On an accelerator our times are wall times and batches should be large (`--queries 4096`); the
 rivals stay on one core of its host.
@@ -59,6 +61,9 @@ class Judgement(NamedTuple):
     lower: float
     gap: float
     support: int
+
+
+TURNS = 5  # that our own solver takes between the queries of each peer
 
 
 def judge(
@@ -174,6 +179,7 @@ def measure_ours(problem: problems.Problem, options: argparse.Namespace) -> dict
         "statuses": {str(code): int((status == code).sum()) for code in np.unique(status)},
         "widest": float(width.max()),
         "answer": jax.device_get(answer),
+        "again": lambda: _chosen(*median_times(lambda: ours(queries), 1)) / count,
     }
 
 
@@ -201,9 +207,14 @@ def pricing_pass(problem: problems.Problem, repeats: int) -> float:
 
 
 def measure_peer(
-    peer: peers.Peer, problem: problems.Problem, seconds: float
+    peer: peers.Peer, problem: problems.Problem, seconds: float, ours: Callable[[], float]
 ) -> tuple[dict[str, Any], list[peers.Answer]]:
-    """Time per query of a peer on as many of the first queries as fit into the seconds."""
+    """Time per query of a peer on as many of the first queries as fit into the seconds.
+
+    `ours`, the time per query of our own, is asked for in turn with the peer's queries: what else
+    the machine does slows both.
+    """
+    turns: list[float] = []
     vertices, queries = problem.vertices.astype(np.float64), problem.queries.astype(np.float64)
     if reason := peer.missing():
         return {"name": peer.name, "skipped": reason}, []
@@ -214,6 +225,7 @@ def measure_peer(
         if peer.batched:
             batch = queries[:4]
             solve(batch)
+            turns.append(ours())
             start = time.process_time()
             answers = solve(batch)
             times = [(time.process_time() - start) / len(batch)]
@@ -221,6 +233,9 @@ def measure_peer(
             solve(queries[0])
             answers, times = [], []
             while len(answers) < len(queries) and sum(times) < seconds:
+                done = max(sum(times) / seconds, len(answers) / len(queries))
+                if done >= len(turns) / TURNS:
+                    turns.append(ours())
                 start = time.process_time()
                 answers.append(solve(queries[len(answers)]))
                 times.append(time.process_time() - start)
@@ -231,6 +246,7 @@ def measure_peer(
         "rival": peer.rival,
         "cpu_ms": 1e3 * float(np.mean(times)),
         "median_ms": 1e3 * float(np.median(times)),
+        "ours_ms": 1e3 * float(np.median(turns)),
         "queries": len(answers),
     }
     return found, answers
@@ -245,7 +261,7 @@ def run_problem(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "queries": len(problem.queries),
     }
     row |= measure_ours(problem, options)
-    answer = row.pop("answer")
+    answer, ours = row.pop("answer"), row.pop("again")
     size = float(np.abs(problem.vertices).max() * problem.vertices.shape[1] ** 0.5)
     weighted = [
         (support[weights > 0], weights[weights > 0])
@@ -262,7 +278,7 @@ def run_problem(name: str, options: argparse.Namespace) -> dict[str, Any]:
     for peer in peers.PEERS:
         if options.peers and peer.name.split(",")[0] not in options.peers:
             continue
-        found, answers = measure_peer(peer, problem, options.peer_seconds)
+        found, answers = measure_peer(peer, problem, options.peer_seconds, ours)
         rulings = judge(problem.vertices, problem.queries, answers)
         if rulings:
             found["gap_max"] = max(ruling.gap for ruling in rulings)
@@ -282,7 +298,7 @@ def run_problem(name: str, options: argparse.Namespace) -> dict[str, Any]:
     ]
     if fast:
         best = min(fast, key=lambda one: one["cpu_ms"])
-        row |= {"best_peer": best["name"], "best_peer_ms": best["cpu_ms"]}
+        row |= {"best_peer": best["name"], "best_peer_ms": best["cpu_ms"], "ms": best["ours_ms"]}
         row["ratio"] = best["cpu_ms"] / row["ms"]
     if options.wall:
         row |= run_apart(name, options)

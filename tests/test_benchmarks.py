@@ -52,8 +52,9 @@ def test_peers_find_the_nearest_point(peer, tiny):
         pytest.skip(reason)
     exact = peer.rival or "sketching" in peer.name
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        found, answers = hull.measure_peer(peer, tiny, seconds=10.0)
+        found, answers = hull.measure_peer(peer, tiny, 10.0, lambda: 0.25)
     assert "skipped" not in found, found
+    assert found["ours_ms"] == 250
     rulings = hull.judge(tiny.vertices, tiny.queries, answers)
     assert len(rulings) == (4 if peer.batched else 6)
     if peer.name != "polytopax":
@@ -62,7 +63,7 @@ def test_peers_find_the_nearest_point(peer, tiny):
 
 def test_a_missing_package_is_a_reason_not_an_error(tiny):
     peer = peers.Peer("nobody", peers.make_wolfe, needs=("no_such_package",))
-    found, answers = hull.measure_peer(peer, tiny, seconds=1.0)
+    found, answers = hull.measure_peer(peer, tiny, 1.0, lambda: 0.25)
     assert "no_such_package" in found["skipped"]
     assert not answers
     assert "skipped" in hull.describe_peer(found)
@@ -102,7 +103,7 @@ def test_a_false_bracket_is_counted(monkeypatch):
         answer = SimpleNamespace(
             support=support, weights=weights, distance=distance, distance_lower_bound=lower
         )
-        return {"ms": 1.0, "answer": answer}
+        return {"ms": 1.0, "answer": answer, "again": lambda: 0.001}
 
     monkeypatch.setattr(hull, "measure_ours", boast)
     assert hull.run_problem("a", options)["false_brackets"] == 1
