@@ -44,6 +44,7 @@ from benchmarks import peers, problems
 
 # Read by numpy's BLAS when it is imported; JAX follows the affinity instead.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+TURNS = 5  # that our own solver takes between the queries of each peer
 VARIANTS = ("fully_corrective", "blended_pairwise", "pairwise", "away", "vanilla")
 
 
@@ -61,9 +62,6 @@ class Judgement(NamedTuple):
     lower: float
     gap: float
     support: int
-
-
-TURNS = 5  # that our own solver takes between the queries of each peer
 
 
 def judge(
