@@ -126,6 +126,11 @@ def from_rows(
     )
 
 
+def without_rows(active: ActiveSet) -> ActiveSet:
+    """The slots without the rows of their vertices."""
+    return active._replace(rows=active.rows[:, :, :0])
+
+
 def narrow(active: ActiveSet, slots: int) -> ActiveSet:
     """The slots in use, of which there are so many at most, moved to the front of so many."""
     lanes, before = active.index.shape

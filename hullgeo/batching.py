@@ -242,8 +242,8 @@ def _conclude(
     """Decide these lanes, which use so many slots at most."""
     with _numerics.float64():
         full = lanes.active.index.shape[1]
-        active = lanes.active._replace(rows=lanes.active.rows[:, :, :0])
-        lanes = jax.tree.map(lambda array: array[rows], lanes._replace(active=active))
+        lanes = lanes._replace(active=active_set.without_rows(lanes.active))
+        lanes = jax.tree.map(lambda array: array[rows], lanes)
         lanes = lanes._replace(active=active_set.narrow(lanes.active, slots))
         decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
         return _widened(bracket.answer(oracle, lanes, decision, tolerances, dtype), full)
@@ -313,8 +313,9 @@ class _Answers:
         self.number = number
         self.parts: list[tuple[np.ndarray, HullProjection]] = []
 
-    def add(self, ids: np.ndarray, rows: np.ndarray, answer: HullProjection) -> None:
-        self.parts.append((ids, jax.tree.map(lambda array: np.asarray(array)[rows], answer)))
+    def add(self, ids: np.ndarray, answer: HullProjection) -> None:
+        """Results of these queries, the first rows of the answer."""
+        self.parts.append((ids, jax.tree.map(lambda array: np.asarray(array)[: len(ids)], answer)))
 
     def merge(self) -> HullProjection:
         """Later parts replace earlier ones; supports are padded to the widest."""
@@ -390,7 +391,7 @@ def _project_by_gram(
         named = _name_by_gram(oracle, _block(queries, first, lanes), slots=slots)
         rows = np.arange(min(lanes, number - first))
         for group, answer in _conclusions(oracle, named, tolerances, rows, dtype=dtype):
-            answers.add(first + group, np.arange(len(group)), answer)
+            answers.add(first + group, answer)
     answer = answers.merge()
     left = (answer.status != Status.CONVERGED) & (answer.status != Status.NONFINITE)
     left = np.flatnonzero(left & (answer.num_steps < int(tolerances.max_steps)))
@@ -408,7 +409,7 @@ def _with(answer: HullProjection, ids: np.ndarray, newer: HullProjection) -> Hul
     """The answer with some queries answered anew."""
     answers = _Answers(len(answer.status))
     for rows, part in ((np.arange(answers.number), answer), (ids, newer)):
-        answers.add(rows, np.arange(len(rows)), part)
+        answers.add(rows, part)
     return answers.merge()
 
 
@@ -425,6 +426,7 @@ def _project_batches(
     """What float32 passes and a decision in float64 give, in so many slots; `steps` were made."""
     number, dim = queries.shape
     lanes = num_lanes(number, slots, dim, oracle.num_vertices)
+    max_steps = int(tolerances.max_steps)
     answers = _Answers(number)
     # Moving lanes costs rows of their slots, a pass for few lanes those of all vertices. One batch
     # alone leaves none over: a smaller one would be compiled.
@@ -435,13 +437,11 @@ def _project_batches(
     def conclude(batch: Lanes, ids: np.ndarray, done: np.ndarray) -> None:
         rows = np.flatnonzero(done & (ids >= 0))
         for group, answer in _conclusions(oracle, batch, tolerances, rows, dtype=dtype):
-            answers.add(ids[group], np.arange(len(group)), answer)
+            answers.add(ids[group], answer)
 
     def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> None:
         batch = _name(oracle, batch, tolerances, np.int32(phase), np.int32(leave))
-        active = (np.asarray(batch.code) == ACTIVE) & (
-            np.asarray(batch.steps) < int(tolerances.max_steps)
-        )
+        active = (np.asarray(batch.code) == ACTIVE) & (np.asarray(batch.steps) < max_steps)
         active &= ids >= 0
         conclude(batch, ids, ~active)
         if active.any():
@@ -488,8 +488,7 @@ def _finish_undecided(
     while len(left):
         lanes = num_lanes(len(left), 2 * capacity, dim, oracle.num_vertices)
         collected = _Answers(number)
-        everything = np.arange(number)
-        collected.add(everything, everything, answer)
+        collected.add(np.arange(number), answer)
         for first in range(0, len(left), lanes):
             ids = left[first : first + lanes]
             padded = np.resize(ids, lanes)
@@ -505,7 +504,7 @@ def _finish_undecided(
                 slots=max(capacity, index.shape[1]),
                 dtype=dtype,
             )
-            collected.add(ids, np.arange(len(ids)), result)
+            collected.add(ids, result)
         answer = collected.merge()
         full = answer.status[left] == Status.CAPACITY
         if not full.any() or capacity >= oracle.num_vertices:

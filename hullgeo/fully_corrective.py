@@ -50,7 +50,7 @@ _COARSE_NOISE = 2.0**-12  # of a bfloat16 score, relative to |x| R, mostly; nami
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
 # Eighths of the lanes: when so many at most are active, passes that decide nothing have served.
 # Those in few components soon find less than a float32 pass does at once.
-_SERVED, _SKETCH_SERVED = 4, 6
+_SERVED, _SKETCH_SERVED = 4, 7
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
 # rounding. In float64 a badly conditioned basis may recover late.
 _STALLS = (2, 20)

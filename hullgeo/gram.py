@@ -58,7 +58,7 @@ def name_supports(hull: Hull, lanes: Lanes) -> Lanes:
     queries = lanes.shifted.astype(jnp.float32)
     live = lanes.code == ACTIVE
     named = _Named(
-        active=lanes.active._replace(rows=lanes.active.rows[:, :, :0]),
+        active=active_set.without_rows(lanes.active),
         live=live,
         against=product(queries, rows.T)[:, places],
         size=jnp.sum(queries * queries, axis=1),

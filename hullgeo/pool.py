@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from hullgeo import _numerics
+from hullgeo import _numerics, active_set
 from hullgeo.bracket import ENDED, Lanes, rows_of
 from hullgeo.oracle import Oracle
 
@@ -28,7 +28,6 @@ class Pool:
 
     def put(self, batch: Lanes, ids: np.ndarray, rows: np.ndarray, most: int) -> None:
         """Keep these rows of a batch, `most` at most: so many are moved, whatever their number."""
-        batch = batch._replace(active=batch.active._replace(rows=batch.active.rows[:, :, :0]))
         if self.lanes is None:
             self.lanes = _room_for(batch, size=len(self.ids))
         places = np.flatnonzero(self.ids < 0)[: len(rows)]
@@ -47,6 +46,7 @@ class Pool:
 
 @partial(jax.jit, static_argnames=("size",))
 def _room_for(lanes: Lanes, *, size: int) -> Lanes:
+    lanes = _without_rows(lanes)
     return jax.tree.map(lambda array: jnp.zeros((size, *array.shape[1:]), array.dtype), lanes)
 
 
@@ -66,4 +66,9 @@ def _take(oracle: Oracle, pool: Lanes, rows: Array, wanted: Array) -> Lanes:
 @partial(jax.jit, donate_argnames=("pool",))
 def _put(pool: Lanes, lanes: Lanes, source: Array, target: Array) -> Lanes:
     """These lanes in those places of the pool; targets past its end are dropped."""
+    lanes = _without_rows(lanes)
     return jax.tree.map(lambda old, new: old.at[target].set(new[source], mode="drop"), pool, lanes)
+
+
+def _without_rows(lanes: Lanes) -> Lanes:
+    return lanes._replace(active=active_set.without_rows(lanes.active))
