@@ -44,6 +44,8 @@ from benchmarks import peers, problems
 
 # Read by numpy's BLAS when it is imported; JAX follows the affinity instead.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# On one core a thread that only waits for another takes time from it.
+SYNCHRONOUS = {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "0"}
 TURNS = 5  # that our own solver takes between the queries of each peer
 VARIANTS = ("fully_corrective", "blended_pairwise", "pairwise", "away", "vanilla")
 
@@ -311,7 +313,8 @@ def run_apart(name: str, options: argparse.Namespace) -> dict[str, Any]:
     command += ["--naming", options.naming] if options.naming else []
     command += ["--cores", *map(str, options.cores)]
     folder = Path(__file__).parent.parent
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    both = {key: value for key, value in os.environ.items() if key not in SYNCHRONOUS}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=both)
     if done.returncode:
         return {"apart_failed": done.stderr[-500:]}
     return json.loads(done.stdout.splitlines()[-1])
@@ -464,7 +467,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    if not ONE_THREAD.items() <= os.environ.items():
+    wanted = ONE_THREAD if "--apart" in sys.argv else ONE_THREAD | SYNCHRONOUS
+    if not wanted.items() <= os.environ.items():
         command = [sys.executable, "-m", "benchmarks.hull", *sys.argv[1:]]
-        os.execve(sys.executable, command, os.environ | ONE_THREAD)
+        os.execve(sys.executable, command, os.environ | wanted)
     main()

@@ -136,8 +136,11 @@ def start_in_components(
     rank, at = lax.top_k(rank, slots)
     index = jnp.take_along_axis(index, at, axis=1)
     used = (rank > -jnp.inf) & (square > beyond)
-    direction = product(few.direction, hull.components.T)
-    return _solve_supports(hull, lanes._replace(direction=direction), index, used)
+    lanes = lanes._replace(direction=product(few.direction, hull.components.T))
+    # Rounded once more than rows that are read in float64, which only names vertices and is faster.
+    rows = hull.rows.reshape(-1, hull.rows.shape[2])[hull.place(index)]
+    rows = rows - lax.optimization_barrier(lanes.shifted.astype(jnp.float32))[:, None]
+    return _solve_supports(lanes, index, used, rows)
 
 
 def warm_start(oracle: Oracle, lanes: Lanes, support: Array, weights: Array) -> Lanes:
@@ -155,13 +158,13 @@ def warm_start(oracle: Oracle, lanes: Lanes, support: Array, weights: Array) -> 
     heaviest, at = lax.top_k(jnp.where(jnp.isfinite(weights), weights, 0), slots)
     index = jnp.take_along_axis(jnp.pad(support, ((0, 0), (0, extra))), at, axis=1)
     index = jnp.clip(index, 0, oracle.num_vertices - 1).astype(jnp.int32)
-    return _solve_supports(oracle, lanes, index, heaviest > 0)
+    rows = bracket.rows_of(oracle, lanes.query, index).astype(jnp.float32)
+    return _solve_supports(lanes, index, heaviest > 0, rows)
 
 
-def _solve_supports(oracle: Oracle, lanes: Lanes, index: Array, used: Array) -> Lanes:
+def _solve_supports(lanes: Lanes, index: Array, used: Array, rows: Array) -> Lanes:
     """Lanes with these vertices in their slots, the problem on them solved."""
     used = used & (lanes.code == ACTIVE)[:, None]
-    rows = bracket.rows_of(oracle, lanes.query, index).astype(jnp.float32)
     constant = lanes.constant.astype(jnp.float32)
     active = active_set.from_rows(index, used, rows, constant)
     first = jnp.where(used, 1, 0).astype(jnp.float32)
