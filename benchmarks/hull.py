@@ -44,8 +44,6 @@ from benchmarks import peers, problems
 
 # Read by numpy's BLAS when it is imported; JAX follows the affinity instead.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-# On one core a thread that only waits for another takes time from it.
-SYNCHRONOUS = {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "0"}
 TURNS = 5  # that our own solver takes between the queries of each peer
 VARIANTS = ("fully_corrective", "blended_pairwise", "pairwise", "away", "vanilla")
 
@@ -313,8 +311,7 @@ def run_apart(name: str, options: argparse.Namespace) -> dict[str, Any]:
     command += ["--naming", options.naming] if options.naming else []
     command += ["--cores", *map(str, options.cores)]
     folder = Path(__file__).parent.parent
-    both = {key: value for key, value in os.environ.items() if key not in SYNCHRONOUS}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=both)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if done.returncode:
         return {"apart_failed": done.stderr[-500:]}
     return json.loads(done.stdout.splitlines()[-1])
@@ -467,8 +464,12 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    wanted = ONE_THREAD if "--apart" in sys.argv else ONE_THREAD | SYNCHRONOUS
-    if not wanted.items() <= os.environ.items():
+    if not ONE_THREAD.items() <= os.environ.items():
         command = [sys.executable, "-m", "benchmarks.hull", *sys.argv[1:]]
-        os.execve(sys.executable, command, os.environ | wanted)
+        os.execve(sys.executable, command, os.environ | ONE_THREAD)
+    if "--apart" not in sys.argv:
+        import jax
+
+        # On one core a thread that only waits for another takes time from it.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     main()
