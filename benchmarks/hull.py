@@ -435,6 +435,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    import jax
+
     options = parse(arguments)
     if options.apart:
         print(json.dumps(measure_apart(options.problems[0], options)))
@@ -448,6 +450,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         rows = []
         for name in options.problems:
             rows.append(run_problem(name, options))
+            # Programs of seven problems take more memory maps than Linux grants a process.
+            jax.clear_caches()
             print(table(rows[-1:]), flush=True)
             if options.out:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
