@@ -49,7 +49,7 @@ _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candida
 _COARSE_NOISE = 2.0**-12  # of a bfloat16 score, relative to |x| R, mostly; naming needs no more
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
 # Eighths of the lanes: when so many at most are active, passes that decide nothing have served.
-# Those in few components soon find less than a float32 pass does at once.
+# Those over a sample or in few components soon find less than a float32 pass does at once.
 _SERVED, _SKETCH_SERVED = 4, 7
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
 # rounding. In float64 a badly conditioned basis may recover late.
@@ -225,7 +225,7 @@ def _loop(
             return lanes, at, home
         number, nearby = number_active(lanes, at), at > last
         # The next phase starts from the points where this one left them.
-        few = jnp.where(kind[at] == SKETCH, _SKETCH_SERVED, _SERVED) * lanes.code.shape[0] // 8
+        few = jnp.where(kind[at] <= SKETCH, _SKETCH_SERVED, _SERVED) * lanes.code.shape[0] // 8
         over = (at < last) & (number <= few)
         lanes = lanes._replace(
             code=jnp.where((over | nearby) & (lanes.code == WAITS), ACTIVE, lanes.code),

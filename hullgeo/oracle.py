@@ -44,13 +44,13 @@ _CHUNK_ROWS = 2**16  # rows of a chunk on accelerators
 _LONG = 1024  # dimensions
 _LONG_SLICES = 32
 _UNROLLED = 160  # slices at most that are reduced one by one; so few are not cut into chunks
-STRIDE = 8  # the sample holds every eighth vertex
+SHARE = 8  # the sample holds one of so many vertices
 _SMALLEST_NEARBY = 2**14  # vertices from which full passes name more than they admit
 _GROUPS = 2  # of chunks, each of which names the best of each class
 _NEARBY = 2**15  # numbers in the rows of these, at most, for each query
 _UNSIGNED = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}  # by bytes
 
-# What a pass runs over: every eighth vertex; all, in few components; all, in bfloat16; all, in
+# What a pass runs over: an eighth of the vertices; all, in few components; all, in bfloat16; all, in
 # float32; those that the last pass over all has named besides. Only FINE bounds.
 SAMPLE, SKETCH, COARSE, FINE, NEARBY = range(5)
 
@@ -137,7 +137,9 @@ class Hull(NamedTuple):
       rows: `(v - center) / 2**exponent` rounded to float32, in chunks, padded with zero rows;
         `place` says where each vertex is.
       coarse: `rows` in bfloat16, for passes that only name candidates; empty where that is slower.
-      sample: every eighth row, or of the sketch, for the first passes; empty for few vertices.
+      sample: an eighth of the rows, or of the sketch, for the first passes; empty for few vertices.
+      sampled: the vertices of these: the most outlying where `inverse_covariance` tells.
+      in_sample: the place of every vertex among them, their number for the others.
       components: orthonormal directions in which the rows vary most; none where there is no sketch.
       sketch: `rows` in these, for the passes that follow; empty where they hold too little.
       left_out: squares of what these leave out of each row; empty where rows are too long for a
@@ -156,6 +158,8 @@ class Hull(NamedTuple):
     rows: Float[Array, "chunks size dim"]
     coarse: Float[Array, "rounded_chunks rounded_size dim"]
     sample: Float[Array, "sampled_chunks sampled_size dim_or_few"]
+    sampled: Int[Array, " sampled"]
+    in_sample: Int[Array, " vertices_or_none"]
     components: Float[Array, "dim few"]
     sketch: Float[Array, "sketched_chunks sketched_size few"]
     left_out: Float[Array, "sketched_chunks sketched_size"]
@@ -219,15 +223,15 @@ class Hull(NamedTuple):
         rows = {SAMPLE: self.sample, SKETCH: self.sketch, COARSE: self.coarse, FINE: self.rows}
         number, local = self.num_vertices, masked
         if phase == SAMPLE:
-            number = -(-number // STRIDE)
-            inside = (masked % STRIDE == 0) & (masked < self.num_vertices)
-            local = jnp.where(inside, masked // STRIDE, jnp.int32(number))
+            number = self.sampled.shape[0]
+            local = self.in_sample[jnp.minimum(masked, self.num_vertices - 1)]
+            local = jnp.where(masked < self.num_vertices, local, jnp.int32(number))
         grouped = phase >= COARSE and self.num_nearby > 0
         found = _screen(rows[phase], number, self.num_classes, direction, local, grouped)
         if not grouped:
             nearby = jnp.broadcast_to(0 * masked[:, :1], (len(masked), self.num_nearby))
             found = found._replace(nearby=nearby)
-        return found._replace(index=found.index * STRIDE) if phase == SAMPLE else found
+        return found._replace(index=self.sampled[found.index]) if phase == SAMPLE else found
 
     def screen_nearby(
         self,

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from hullgeo import _check, _numerics
 from hullgeo.oracle import (
-    STRIDE,
+    SHARE,
     Hull,
     exponent_of,
     flushed,
@@ -26,6 +26,7 @@ from hullgeo.oracle import (
 )
 
 _SMALLEST_SAMPLED = 2**13  # vertices
+_NORMS = 2**12  # rows whose norms are computed at once
 _LARGEST_COVARIANCE = 1024  # dimensions
 _SHRINKAGE = 0.1  # of the covariance towards its mean variance
 _SMALLEST_COARSE = 2**12  # vertices from which pricing decides about the time
@@ -120,7 +121,7 @@ def _principal_components(rows: Array, count: int) -> tuple[Array, Array]:
     """
     rows = rows.reshape(-1, rows.shape[-1])
     stride = max(2, len(rows) // max(_SAMPLED_ROWS, _ROWS_EACH * count))
-    sampled, others = rows[::stride], rows[stride // 2 :: stride][::STRIDE]
+    sampled, others = rows[::stride], rows[stride // 2 :: stride][::SHARE]
     start = jnp.pad(sampled[:: max(1, len(sampled) // count)], ((0, count), (0, 0)))[:count]
     basis = jnp.linalg.qr(start.T)[0]
     for _ in range(2):
@@ -179,14 +180,19 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
         inverse_covariance = jnp.zeros((0, 0), jnp.float32)
         if not small and dim <= _LARGEST_COVARIANCE:
             inverse_covariance = _shrunk_inverse(rows[:: max(1, num // (4 * dim))])
-        rows, sampled = in_chunks(rows, classes), rows[::STRIDE].astype(named)
+        sampled = jnp.zeros((0,), jnp.int32) if few else _outlying(rows, inverse_covariance)
+        in_sample = jnp.full((0 if few else num,), len(sampled), jnp.int32)
+        in_sample = in_sample.at[sampled].set(jnp.arange(len(sampled), dtype=jnp.int32))
+        rows, sample = in_chunks(rows, classes), rows[sampled].astype(named)
         return Hull(
             vertices=vertices,
             center=center,
             exponent=exponent,
             rows=rows,
             coarse=rows.astype(named) if coarse else nothing,
-            sample=nothing if few else in_chunks(sampled, classes),
+            sample=nothing if few else in_chunks(sample, classes),
+            sampled=sampled,
+            in_sample=in_sample,
             components=jnp.zeros((dim, 0), jnp.float32),
             sketch=jnp.zeros((0, 0, 0), named),
             left_out=jnp.zeros((0, 0), jnp.float32),
@@ -197,6 +203,21 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
             flushed=_numerics.round_up(flushed(vertices, exponent), jnp.float32),
             constant=constant,
         )
+
+
+def _outlying(rows: Array, inverse_covariance: Array) -> Array:
+    """The rows of largest Mahalanobis norm, far more often of a support than others.
+
+    Every so-manieth row where the covariance is not known.
+    """
+    if not inverse_covariance.shape[0]:
+        return jnp.arange(0, len(rows), SHARE, dtype=jnp.int32)
+
+    def square(row: Array) -> Array:
+        return jnp.sum(row * _numerics.product(row[None], inverse_covariance)[0])
+
+    norms = lax.map(square, rows, batch_size=_NORMS)
+    return lax.top_k(norms, -(-len(rows) // SHARE))[1]
 
 
 def _shrunk_inverse(rows: Array) -> Array:
