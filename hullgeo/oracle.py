@@ -50,7 +50,7 @@ _GROUPS = 2  # of chunks, each of which names the best of each class
 _NEARBY = 2**15  # numbers in the rows of these, at most, for each query
 _UNSIGNED = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}  # by bytes
 
-# What a pass runs over: an eighth of the vertices; all, in few components; all, in bfloat16; all, in
+# What a pass runs over: a sample of the vertices; all, in few components; all, in bfloat16; all, in
 # float32; those that the last pass over all has named besides. Only FINE bounds.
 SAMPLE, SKETCH, COARSE, FINE, NEARBY = range(5)
 

@@ -206,9 +206,9 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
 
 
 def _outlying(rows: Array, inverse_covariance: Array) -> Array:
-    """The rows of largest Mahalanobis norm, far more often of a support than others.
+    """The sample: rows of largest Mahalanobis norm, which supports consist of more than of others.
 
-    Every so-manieth row where the covariance is not known.
+    Where the covariance is not known, one row of every `SHARE`.
     """
     if not inverse_covariance.shape[0]:
         return jnp.arange(0, len(rows), SHARE, dtype=jnp.int32)

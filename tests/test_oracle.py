@@ -32,14 +32,13 @@ def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, 
         assert (phase, num < 8192) == (oracle.SAMPLE, True)
         return
     off = 1e-5 if phase == oracle.FINE else 0.02
-    stride = 8 if phase == oracle.SAMPLE else 1
+    candidates = np.asarray(hull.sampled) if phase == oracle.SAMPLE else np.arange(num)
     direction = RNG.standard_normal((3, dim)).astype(np.float32)
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     masked = np.full((3, 4), num, np.int32)
-    masked[0, :2] = [0, num // 2]
+    masked[0, :2] = candidates[[0, len(candidates) // 2]]
     found = hull.screen(jnp.asarray(direction), jnp.asarray(masked), phase=phase)
 
-    candidates = np.arange(0, num, stride)
     rows = np.asarray(hull.rows).reshape(-1, dim)[np.asarray(hull.place(candidates))]
     scores = rows.astype(np.float64) @ direction.T.astype(np.float64)
     for lane in range(3):
@@ -51,8 +50,26 @@ def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, 
         assert not np.isin(named, masked[lane]).any()
         if num > 100:
             assert len(named) == len(value)
-        position = named // stride
+        position = np.argmax(candidates == named[:, None], axis=1)
+        assert (candidates[position] == named).all()
         assert (np.abs(value[np.isfinite(value)] - scores[position, lane]) < off).all()
+
+
+@pytest.mark.parametrize("dim", [3, 1025])
+def test_the_sample_holds_the_most_outlying_vertices_where_the_covariance_is_known(dim):
+    vertices = RNG.standard_normal((8200, dim)).astype(np.float32) * np.linspace(1, 5, dim)
+    hull = prepare_hull(vertices.astype(np.float32), num_components=0)
+    sampled = np.sort(hull.sampled)
+    if dim > 1024:
+        assert (sampled == np.arange(0, 8200, 8)).all()
+        return
+    centred = vertices - np.asarray(hull.center)
+    norms = np.einsum("id,de,ie->i", centred, np.asarray(hull.inverse_covariance), centred)
+    assert len(sampled) == 1025
+    assert np.isin(sampled, np.argsort(-norms)[:1025]).mean() > 0.99
+    place = np.asarray(hull.in_sample)
+    assert (np.asarray(hull.sampled)[place[sampled]] == sampled).all()
+    assert (np.delete(place, sampled) == 1025).all()
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators have larger chunks")
