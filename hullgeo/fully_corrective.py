@@ -49,8 +49,9 @@ _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candida
 _COARSE_NOISE = 2.0**-12  # of a bfloat16 score, relative to |x| R, mostly; naming needs no more
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
 # Eighths of the lanes: when so many at most are active, passes that decide nothing have served.
-# Those over a sample or in few components soon find less than a float32 pass does at once.
-_SERVED, _SKETCH_SERVED = 4, 7
+# Those over a sample or in few components soon find less than a float32 pass does at once, except
+# the one direction that a verdict needs.
+_SERVED, _SOON_SERVED = 4, 7
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
 # rounding. In float64 a badly conditioned basis may recover late.
 _STALLS = (2, 20)
@@ -121,7 +122,7 @@ def start_in_components(
     shifted = product(lanes.shifted.astype(jnp.float32), hull.components)
     sketch = Sketch(hull)
     few = start(sketch, shifted, slots)._replace(code=lanes.code)
-    leave = _SKETCH_SERVED * few.code.shape[0] // 8
+    leave = _SOON_SERVED * few.code.shape[0] // 8
     few = name_candidates(sketch, few, tolerances, phase=SAMPLE, leave=leave)
     weights = active_set.weights(few.active)
     point = active_set.combine(weights, few.active.rows)
@@ -225,7 +226,8 @@ def _loop(
             return lanes, at, home
         number, nearby = number_active(lanes, at), at > last
         # The next phase starts from the points where this one left them.
-        few = jnp.where(kind[at] <= SKETCH, _SKETCH_SERVED, _SERVED) * lanes.code.shape[0] // 8
+        soon = (kind[at] == SKETCH) | ((kind[at] == SAMPLE) & ~tolerances.verdict)
+        few = jnp.where(soon, _SOON_SERVED, _SERVED) * lanes.code.shape[0] // 8
         over = (at < last) & (number <= few)
         lanes = lanes._replace(
             code=jnp.where((over | nearby) & (lanes.code == WAITS), ACTIVE, lanes.code),
