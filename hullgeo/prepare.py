@@ -206,7 +206,7 @@ def _prepare(vertices: Array, *, coarse: bool) -> Hull:
 
 
 def _outlying(rows: Array, inverse_covariance: Array) -> Array:
-    """The sample: rows of largest Mahalanobis norm, which supports consist of more than of others.
+    """The sample: rows of largest Mahalanobis norm, far more often in a support than others.
 
     Where the covariance is not known, one row of every `SHARE`.
     """

@@ -57,8 +57,8 @@ def test_every_class_names_its_least_unmasked_vertex(num, dim, phase, unrolled, 
 
 @pytest.mark.parametrize("dim", [3, 1025])
 def test_the_sample_holds_the_most_outlying_vertices_where_the_covariance_is_known(dim):
-    vertices = RNG.standard_normal((8200, dim)).astype(np.float32) * np.linspace(1, 5, dim)
-    hull = prepare_hull(vertices.astype(np.float32), num_components=0)
+    vertices = (RNG.standard_normal((8200, dim)) * np.linspace(1, 5, dim)).astype(np.float32)
+    hull = prepare_hull(vertices, num_components=0)
     sampled = np.sort(hull.sampled)
     if dim > 1024:
         assert (sampled == np.arange(0, 8200, 8)).all()
