@@ -176,6 +176,21 @@ def solve_basis(active: ActiveSet, right: Array) -> Float[Array, "lanes slots"]:
     return jnp.where(active.basic, -product, 0)
 
 
+def corrected(active: ActiveSet, constant: Float[Array, " lanes"]) -> Float[Array, "lanes slots"]:
+    """Values after one step of iterative refinement, where that leaves the basis positive.
+
+    The moves of `solve` carry their rounding along; here residuals are computed from the rows.
+    """
+    share = weights(active)
+    point = combine(share, active.rows)
+    square = jnp.sum(point * point, axis=1, keepdims=True)
+    total = square + constant[:, None]
+    residual = (square - scores(active.rows, point)) / total
+    value = share / total + solve_basis(active, residual)
+    sound = jnp.all((value > 0) | ~active.basic, axis=1) & jnp.any(active.basic, axis=1)
+    return jnp.where(sound[:, None], value, active.value)
+
+
 def assign_slots(
     index: Array, violation: Array, wanted: Array, taken: Array, count: int
 ) -> tuple[Array, Array, Array]:

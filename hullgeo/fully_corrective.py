@@ -49,8 +49,8 @@ _NOISE = 4 * _U32  # of a float32 score, relative to |x| R: where naming candida
 _COARSE_NOISE = 2.0**-12  # of a bfloat16 score, relative to |x| R, mostly; naming needs no more
 _SAMPLE_GAP = 0.5  # relative gap at which the sample has served
 # Eighths of the lanes: when so many at most are active, passes that decide nothing have served.
-# Those over a sample or in few components soon find less than a float32 pass does at once, except
-# the one direction that a verdict needs.
+# Those over a sample or few vertices or in few components soon find less than a float32 pass does,
+# except the one direction that a verdict needs.
 _SERVED, _SOON_SERVED = 4, 7
 # Changes of the basis in a row without progress, in float32 and float64: more may be a cycle of
 # rounding. In float64 a badly conditioned basis may recover late.
@@ -226,11 +226,11 @@ def _loop(
             return lanes, at, home
         number, nearby = number_active(lanes, at), at > last
         # The next phase starts from the points where this one left them.
-        soon = (kind[at] == SKETCH) | ((kind[at] == SAMPLE) & ~tolerances.verdict)
+        soon = (kind[at] == SKETCH) | ((kind[at] == SAMPLE) & ~tolerances.verdict) | nearby
         few = jnp.where(soon, _SOON_SERVED, _SERVED) * lanes.code.shape[0] // 8
-        over = (at < last) & (number <= few)
+        over, back = (at < last) & (number <= few), nearby & (number <= few)
         lanes = lanes._replace(
-            code=jnp.where((over | nearby) & (lanes.code == WAITS), ACTIVE, lanes.code),
+            code=jnp.where((over | back) & (lanes.code == WAITS), ACTIVE, lanes.code),
             steps=jnp.where(over & (kind[at] < COARSE), before, lanes.steps),
             square=jnp.where(over, jnp.inf, lanes.square),
             stalls=jnp.where(over, 0, lanes.stalls),
@@ -239,9 +239,9 @@ def _loop(
         following = at + over.astype(jnp.int32)
         if not alternates:
             return lanes, following, home
-        # After a pass over all one over what it has named besides, then back.
+        # After a pass over all some over what it has named besides, then back.
         away = (kind[at] >= COARSE) & ~nearby & ~over & ((at < last) | (number > leave))
-        following = jnp.where(nearby, home, jnp.where(away, jnp.int32(last + 1), following))
+        following = jnp.where(back, home, jnp.where(away, jnp.int32(last + 1), following))
         return lanes, following, jnp.where(away, at, home)
 
     nothing = 0 * lanes.code[0]
@@ -320,6 +320,13 @@ def _step(
     slots = active.index.shape[1]
     dtype = active.rows.dtype
     constant = lanes.constant.astype(dtype)
+    if not exact and SKETCH not in phases:
+        # Rounding in the direction costs many lanes a pass over all. Where components come first,
+        # few passes follow a new table, and long rows are not read twice more for nothing.
+        value = lax.cond(
+            fine, active_set.corrected, lambda active, _: active.value, active, constant
+        )
+        active = active._replace(value=value)
     weights = active_set.weights(active)
     started = jnp.sum(active.value, axis=1) > 0
     point = active_set.combine(weights, active.rows)
@@ -353,9 +360,10 @@ def _step(
     active = active._replace(used=keep)
     masked = jnp.where(keep, active.index, jnp.int32(oracle.num_vertices))
     live = _is_active(lanes, tolerances, phase)
+    nearby = jnp.where(live[:, None], lanes.nearby, jnp.int32(oracle.num_vertices))
     special = {
         FINE: partial(screen_live, oracle, live),
-        NEARBY: partial(oracle.screen_nearby, nearby=lanes.nearby),
+        NEARBY: partial(oracle.screen_nearby, nearby=nearby),
     }
     screens = [special.get(phase, partial(oracle.screen, phase=phase)) for phase in phases]
     found = lax.switch(at, screens, direction, masked)

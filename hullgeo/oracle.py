@@ -111,7 +111,7 @@ class Oracle(Protocol):
         ...
 
     def screen_nearby(self, direction: Array, masked: Array, nearby: Array) -> Screened:
-        """The same among a few vertices of each lane."""
+        """The same among what all lanes hold in `nearby`."""
         ...
 
     def first_direction(self, shifted: Array) -> Array:
@@ -227,7 +227,7 @@ class Hull(NamedTuple):
             local = self.in_sample[jnp.minimum(masked, self.num_vertices - 1)]
             local = jnp.where(masked < self.num_vertices, local, jnp.int32(number))
         grouped = phase >= COARSE and self.num_nearby > 0
-        found = _screen(rows[phase], number, self.num_classes, direction, local, grouped)
+        found = _screen(rows[phase], number, self.num_classes, direction, local, grouped=grouped)
         if not grouped:
             nearby = jnp.broadcast_to(0 * masked[:, :1], (len(masked), self.num_nearby))
             found = found._replace(nearby=nearby)
@@ -239,17 +239,24 @@ class Hull(NamedTuple):
         masked: Int[Array, "lanes slots"],
         nearby: Int[Array, "lanes nearby"],
     ) -> Screened:
-        """The best of each class among `nearby` alone, as `screen` has named them."""
+        """The best of each class among what all lanes hold in `nearby`, as `screen` has named it.
+
+        Their rows are read once for all lanes, and one lane's vertices often serve another.
+        """
         number, classes = self.num_vertices, self.num_classes
-        place = self.place(jnp.minimum(nearby, number - 1))
-        rows = self.rows.reshape(-1, self.rows.shape[2])[place]
-        scores = jnp.einsum("bkd,bd->bk", rows, direction, precision=_numerics.HIGHEST)
-        taken = jnp.any(nearby[:, :, None] == masked[:, None, :], axis=2) | (nearby >= number)
-        scores = jnp.where(taken, jnp.inf, scores).reshape(len(nearby), -1, classes)
-        value = jnp.min(scores, axis=1)
-        group = _numerics.argmin(jnp.swapaxes(scores, 1, 2))[:, None]
-        index = jnp.take_along_axis(nearby.reshape(scores.shape), group, axis=1)[:, 0]
-        return Screened(value, index, nearby)
+        named = nearby.reshape(-1)
+        order = jnp.arange(len(named), dtype=jnp.int32)
+        # A vertex counts at the last of its places. Others seem to be at the first, which tells.
+        last = jnp.zeros(number, jnp.int32).at[named].max(order, mode="drop")
+        counts = (named < number) & (last[jnp.minimum(named, number - 1)] == order)
+        local = jnp.cumsum(counts, dtype=jnp.int32) - 1
+        none = jnp.int32(len(named))
+        chosen = jnp.zeros_like(named).at[jnp.where(counts, local, none)].set(named, mode="drop")
+        at = last[jnp.minimum(masked, number - 1)]
+        masked = jnp.where(named[at] == masked, local[at], none)
+        places = in_chunks(self.place(chosen)[:, None], classes)[:, :, 0]
+        found = _screen(self.rows, local[-1] + 1, classes, direction, masked, places=places)
+        return Screened(found.value, chosen[found.index], nearby)
 
     def place(self, index: Int[Array | np.ndarray, "*slots"]) -> Int[Array, "*slots"]:
         """Where vertices are in `rows`, counted over all chunks."""
@@ -376,15 +383,24 @@ def _chunk_of(rows: Array, number: Array) -> Array:
 
 
 def _screen(
-    rows: Array, num_rows: int, classes: int, direction: Array, masked: Array, grouped: bool
+    rows: Array,
+    num_rows: int | Array,
+    classes: int,
+    direction: Array,
+    masked: Array,
+    *,
+    grouped: bool = False,
+    places: Array | None = None,
 ) -> Screened:
     """Scores as `(rows, lanes)`, so that minima over rows are elementwise between slices.
 
-    `nearby` is filled where chunks are `grouped`.
+    `nearby` is filled where chunks are `grouped`. With `places`, in chunks, of which `num_rows` are
+    in use, these rows alone count.
     """
-    chunks, size, dim = rows.shape
+    dim = rows.shape[2]
+    chunks, size = rows.shape[:2] if places is None else places.shape
     lanes, slices = direction.shape[0], size // classes
-    columns = direction.T.astype(rows.dtype)
+    all_rows, columns = rows.reshape(-1, dim), direction.T.astype(rows.dtype)
     lane = jnp.arange(lanes, dtype=jnp.int32)[:, None]
     row = jnp.arange(classes, dtype=jnp.int32)[:, None]
 
@@ -406,8 +422,8 @@ def _screen(
             return jnp.where(better, value, best[0]), jnp.where(better, which, best[1])
         for place in range(slices):
             values, at = scores[:, place], number * slices + place
-            # Padding rows are never the least: only the last slices can hold any.
-            if (chunks - 1) * size + (place + 1) * classes > num_rows:
+            # Padding rows are never the least: of all rows only the last slices can hold any.
+            if places is not None or (chunks - 1) * size + (place + 1) * classes > num_rows:
                 values = jnp.where(at * classes + row < num_rows, values, jnp.inf)
             better = values < best[0]
             best = jnp.where(better, values, best[0]), jnp.where(better, at, best[1])
@@ -423,13 +439,14 @@ def _screen(
         local = masked - number * size
         local = jnp.where((local < 0) | (local >= size), jnp.int32(size), local)
         place = _place_in_chunk(local, size, classes)
-        return least(number, score(_chunk_of(rows, number), columns, place), best)
+        block = _chunk_of(rows, number) if places is None else all_rows[places[number]]
+        return least(number, score(block, columns, place), best)
 
     def whole(turn: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
         # Whatever depends on `turn` stays in the loop, where columns are not transposed again:
         # bfloat16 products of transposed operands are slow.
         place = masked // size * size + _place_in_chunk(masked % size, size, classes)
-        scores = score(rows.reshape(-1, dim), jnp.where(turn < 0, 0, columns), place)
+        scores = score(all_rows, jnp.where(turn < 0, 0, columns), place)
         scores = scores.reshape(chunks, size, lanes)
         return lax.fori_loop(
             jnp.int32(0),
@@ -454,7 +471,10 @@ def _screen(
         index = jnp.take_along_axis(index, last, axis=0)[0]
         return Screened(jnp.min(value, axis=0).T, index.T, nearby.T)
     at_once = jax.default_backend() == "cpu" and dim >= _LONG and chunks * size * lanes < 2**31
-    if chunks > 1 and not at_once:
+    if places is not None:
+        in_use = lax.div(num_rows + (size - 1), jnp.int32(size))
+        best = lax.fori_loop(jnp.int32(0), in_use, chunk, best)
+    elif chunks > 1 and not at_once:
         best = lax.fori_loop(jnp.int32(0), jnp.int32(chunks), chunk, best)
     else:
         # A loop of one round, of which no compiler knows: else every use repeats the minima.
