@@ -9,8 +9,8 @@ on the support exactly (`active_set.py`). Trust is cheap, so precision is spent 
 1. *name*: passes over a sample of the vertices, then over all of them, first in their principal
    components where few hold nearly everything, then in bfloat16 where that pays, and at last in
    float32, until nothing violates beyond float32 noise; of many vertices, those that such a pass
-   names besides are priced once more by themselves. Vertices that rounding cannot tell from the
-   least join the slots, so that they are scored exactly later. Proves nothing.
+   names besides, for all queries of a batch, are searched before the next. Vertices that rounding
+   cannot tell from the least join the slots, so that they are scored exactly later. Proves nothing.
 2. *decide*: float64 rows of the support alone, solution and direction refined, bracket enclosed
    (`enclosure.py`); the last pass bounds all the other vertices. Most queries end here.
 3. *finish*: float64 passes for the queries that are left: near or inside the hull, or with more
