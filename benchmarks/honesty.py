@@ -10,8 +10,8 @@ every suspicion in exact rational arithmetic: what it reports false is false. A 
 a query called outside is a convex combination of vertices, exactly; or one called inside with
 radius rho has a supporting hyperplane nearer than rho (all facets where the dimension is small).
 
-Every second problem has its candidates named in bfloat16 (`prepare_hull`), every third begins in
-half of its principal components, a quarter of these with the rows of the slots in all dimensions.
+These hulls are small, but every way that the engine goes with large ones, or on other machines, is
+forced upon a part of them, as drawn for each seed (`Ways`).
 
 With `--mutate` the bounds of rounding errors are taken away, and the run must find false brackets:
 otherwise it would prove nothing. The exit status is 1 where the outcome is not the one wanted.
@@ -22,12 +22,15 @@ the pairs between two processes.
 """
 
 import argparse
+import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
@@ -263,6 +266,55 @@ def take_bounds_away() -> None:
     oracle._U32 = 0.0
 
 
+class Ways(NamedTuple):
+    """Ways of the engine that depend on the size of a hull or on the machine.
+
+    Attributes:
+      bfloat16: candidates are named in bfloat16, as where it is multiplied faster than float32.
+      components: naming begins in half of the principal components, as for images.
+      long_rows: one product scores all vertices, supports are in all dimensions from the start.
+      many: passes go over a sample first, over chunks, and over nearby vertices, as of thousands.
+    """
+
+    bfloat16: bool
+    components: bool
+    long_rows: bool
+    many: bool
+
+
+def ways_of(seed: int) -> Ways:
+    """Drawn for each seed; every shape of the first twenty meets both sides of each."""
+    drawn = np.random.default_rng([seed, 2]).random(4) < (1 / 2, 1 / 2, 1 / 3, 1 / 2)
+    return Ways(*drawn.tolist())
+
+
+@contextmanager
+def forced(ways: Ways) -> Iterator[None]:
+    """Thresholds of the engine lowered, for hulls prepared and programs traced inside."""
+    from hullgeo import oracle, prepare
+
+    with ExitStack() as lowered:
+        if ways.long_rows:
+            lowered.enter_context(mock.patch.object(oracle, "_LONG", 0))
+        if ways.many:
+            small = {"_SMALLEST_NEARBY": 0, "_UNROLLED": 2, "_SLICES": (2, 2), "_LONG_SLICES": 2}
+            lowered.enter_context(mock.patch.multiple(oracle, **small))
+            lowered.enter_context(mock.patch.object(prepare, "_SMALLEST_SAMPLED", 32))
+        yield
+
+
+def prepared(vertices: np.ndarray, ways: Ways) -> Any:
+    """A hull that goes these ways."""
+    import hullgeo
+
+    hull = hullgeo.prepare_hull(
+        vertices,
+        naming_dtype="bfloat16" if ways.bfloat16 else "float32",
+        num_components=min(vertices.shape) // 2 if ways.components else 0,
+    )
+    return hull._replace(left_out=hull.left_out[:0]) if ways.long_rows else hull
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All kinds in turn, in at least so many problems."""
     import jax
@@ -271,33 +323,33 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.mutate:
         take_bounds_away()
-        jax.clear_caches()
-    tallies = {kind: Tally() for kind in options.kinds}
+    kinds: list[str] = options.kinds
+    tallies = {kind: Tally() for kind in kinds}
     offenders: list[dict[str, Any]] = []
     start, done = time.perf_counter(), 0
-    rounds = -(-options.problems // (options.batch * len(options.kinds)))
-    # All problems of one shape and type in turn: a process can hold only so many programs.
-    seeds = sorted(range(options.seed, options.seed + rounds), key=hard_problems.program)
+    rounds = -(-options.problems // (options.batch * len(kinds)))
+
+    def programs(seed: int) -> tuple[int, Ways]:
+        return hard_problems.program(seed), ways_of(seed)
+
+    # All problems of the same programs in turn: a process can hold only so many.
+    seeds = sorted(range(options.seed, options.seed + rounds), key=programs)
     part, parts = options.part
     seeds = seeds[len(seeds) * (part - 1) // parts : len(seeds) * part // parts]
     if not seeds:
         raise SystemExit(f"--part {part}/{parts} of {rounds} seeds is none: ask for fewer parts")
-    for before, seed in zip([seeds[0], *seeds], seeds, strict=False):
-        if hard_problems.program(before) != hard_problems.program(seed):
-            jax.clear_caches()
-        for kind in options.kinds:
+    for (_, ways), group in itertools.groupby(seeds, key=programs):
+        jax.clear_caches()
+        for seed, kind in itertools.product(group, kinds):
             batch = hard_problems.make(kind, seed, options.batch)
-            hull = batch.vertices
-            if options.variant == "fully_corrective":
-                naming_dtype = "bfloat16" if seed % 2 else "float32"
-                few = 0 if seed % 3 else min(hull.shape) // 2
-                hull = hullgeo.prepare_hull(hull, naming_dtype=naming_dtype, num_components=few)
-                if seed // 3 % 4 == 2:  # supports with all dimensions, as of long rows
-                    hull = hull._replace(left_out=hull.left_out[:0])
-            answer = hullgeo.project_to_hull(
-                batch.queries, hull, variant=options.variant, rtol=options.rtol,
-                max_steps=options.max_steps,
-            )  # fmt: skip
+            with forced(ways):
+                hull: Any = batch.vertices
+                if options.variant == "fully_corrective":
+                    hull = prepared(hull, ways)
+                answer = hullgeo.project_to_hull(
+                    batch.queries, hull, variant=options.variant, rtol=options.rtol,
+                    max_steps=options.max_steps,
+                )  # fmt: skip
             verdicts = np.asarray(hullgeo.membership(answer))
             answer = jax.device_get(answer)
             wide = answer.distance.dtype == np.float64
@@ -308,11 +360,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     place = {"kind": kind, "seed": seed, "row": row}
                     offenders.append(place | one._asdict() | ruling._asdict())
             done += options.batch
-        if options.progress:
-            false = sum(sum(tally.false.values()) for tally in tallies.values())
-            print(
-                f"{done} problems, {false} false, {time.perf_counter() - start:.0f} s", flush=True
-            )
+            if options.progress:
+                false = sum(sum(tally.false.values()) for tally in tallies.values())
+                print(
+                    f"{done} problems, {false} false, {time.perf_counter() - start:.0f} s",
+                    flush=True,
+                )
+    jax.clear_caches()  # of programs traced with lowered thresholds
     return {
         "problems": done,
         "seconds": time.perf_counter() - start,

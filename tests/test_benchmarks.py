@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -186,6 +187,26 @@ def test_an_honest_run_finds_nothing_false(tmp_path, capsys):
     assert found["kinds"]["general"]["false"] == {}
     assert found["kinds"]["general"]["certified_1e-6"] == 1
     assert "| general | 8 | none |" in capsys.readouterr().out
+
+
+def test_every_shape_goes_every_way():
+    shapes = len(hard_problems.SHAPES)
+    for shape in range(shapes):
+        ways = [honesty.ways_of(seed) for seed in range(shape, 20, shapes)]
+        assert all(set(way) == {False, True} for way in zip(*ways, strict=True))
+
+
+def test_large_hulls_ways_are_forced_upon_a_small_one():
+    ways = honesty.Ways(bfloat16=True, components=True, long_rows=True, many=True)
+    vertices = np.random.default_rng(0).normal(size=(300, 24)).astype(np.float32)
+    with honesty.forced(ways):
+        hull = honesty.prepared(vertices, ways)
+        assert hull.num_nearby > 0
+    assert hull.num_nearby == 0
+    assert hull.components.shape == (24, 12)
+    assert hull.coarse.dtype == jnp.bfloat16
+    assert hull.sampled.shape == (-(-300 // oracle.SHARE),)
+    assert hull.left_out.shape == (0,)
 
 
 def test_parts_share_the_seeds(monkeypatch):
