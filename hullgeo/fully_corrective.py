@@ -459,9 +459,12 @@ def _step(
     # Twice without a change of the basis: once may have moved the weights, which the next pass
     # sees. A vertex admitted only because it is inside the band is progress too.
     idle = (sweeps == 0) & ~(jnp.any(slot < slots, axis=1) & (banded | rough))
-    idle = idle & (lanes.idle | (phase != NEARBY))  # else a pass over all never finds it twice
+    # Passes over few end for a lane that gains nothing: they are not counted, so nothing else would
+    # end them. A pass over all has yet to find it idle twice.
+    served = (phase == NEARBY) & (idle | ~started)
+    stuck = hopeless | (going & (served | (idle & (lanes.idle | no_room))))
+    idle = idle & (lanes.idle | (phase != NEARBY))
     stalls = jnp.where(stalled, lanes.stalls + jnp.minimum(sweeps, 1), 0)
-    stuck = hopeless | (going & idle & (lanes.idle | no_room))
     full = no_room & ~near_hull
     code = jnp.where(stuck, jnp.where(full, FULL, jnp.where(fine, STUCK, WAITS)), lanes.code)
     ended = ended | (rough & going & started & ~wanting & (sweeps == 0)) | (live & separated)
