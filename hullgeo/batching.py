@@ -1,85 +1,32 @@
 """Many queries through the engine: one traced program, or batches driven from the host.
 
-Both run the same loops of `fully_corrective.py`. The host form is faster, since it can look at the
-lanes between programs: lanes that need more passes than most are gathered into fuller batches, and
-queries left undecided are finished together, with more slots where they need them. Programs are
-compiled per bucket (lanes, slots), never per number of queries.
+The host form is faster, since it can look at the lanes between programs: lanes that need more
+passes than most are gathered into fuller batches, and queries left undecided are finished together,
+with more slots where they need them. Programs are compiled per bucket (lanes, slots), never per
+number of queries.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
-from hullgeo import _check, _numerics, active_set, bracket, fully_corrective, gram, sketch
-from hullgeo.bracket import ACTIVE, BAD, ENDED, Lanes, Tolerances
+from hullgeo import _check, _numerics, fully_corrective, gram, programs, sketch
+from hullgeo.bracket import ACTIVE, Lanes, Tolerances
+from hullgeo.buckets import LANES, default_slots, finishing_slots, num_decided, num_lanes
 from hullgeo.oracle import COARSE, NEARBY, SAMPLE, SKETCH, Hull, Oracle
 from hullgeo.parallel import split_over_devices
 from hullgeo.pool import Pool
 from hullgeo.result import HullProjection, Status
 
-# Float32 rows of a batch's slots should stay in cache, and in a larger one where pricing many
-# vertices costs more than reading them; accelerators want large batches, as far as memory goes.
-_ROW_BYTES = (2**23, 2**25)
-_ACCELERATOR_ROW_BYTES = 2**28
-_LANES = (1, 8, 16, 32, 64, 128)
-_ACCELERATOR_LANES = (1, 32, 256, 1024)
 _MANY_VERTICES = 2**14  # from here on passes cost so much that even most of a batch is left over
 # Eighths of a batch: lanes of a smaller batch for the last queries, and how many may be left over.
 _LEFT, _LEFT_MANY = (2, 2), (4, 7)
-_DECIDED_BYTES = 2**23  # of the float64 rows of a decision, which are read half a dozen times
 _SLOT_STEP = 8  # slots of a decision are a multiple of it, and of twice that from 33 on
-
-
-def default_slots(num_vertices: int, dim: int) -> int:
-    """Slots that nearly all queries outside the hull need: supports are small.
-
-    Few vertices in a space of as many dimensions tend to be needed all of them.
-    """
-    if num_vertices <= min(dim, 128):
-        return max(2, num_vertices)
-    if dim <= 256:
-        slots = 32 if num_vertices <= 2048 else 40
-    else:
-        slots = 80 if dim >= 1024 and num_vertices >= 2**14 else 48
-    return min(slots, max(2, num_vertices))
-
-
-def finishing_slots(num_vertices: int, dim: int, slots: int) -> int:
-    """Slots of the float64 loop: for queries inside, dim + 1 vertices and some to choose from."""
-    wanted = dim + 1 + fully_corrective.num_candidates(num_vertices) if dim <= 128 else 2 * slots
-    return min(max(slots, wanted), num_vertices)
-
-
-def num_lanes(queries: int, slots: int, dim: int, num_vertices: int) -> int:
-    """Queries in a batch: the largest bucket that is filled and whose rows stay in cache.
-
-    A pass over many vertices serves eight queries at least; over few, rows of the slots must not
-    outgrow the vertices themselves.
-    """
-    least = 8 if num_vertices >= 16 * slots else 1
-    small, large = _ROW_BYTES
-    room = min(max(small, num_vertices * dim // 2), large)
-    sizes = _LANES
-    if jax.default_backend() != "cpu":
-        sizes, room = _ACCELERATOR_LANES, _ACCELERATOR_ROW_BYTES
-    most = max(least, room // (4 * slots * dim))
-    fitting = [lanes for lanes in sizes if lanes <= most]
-    return next((lanes for lanes in fitting if lanes >= queries), fitting[-1])
-
-
-def num_decided(lanes: int, slots: int, dim: int, num_vertices: int) -> int:
-    """Lanes of a batch that are decided together: few on CPUs, whose rows stay in cache."""
-    most = min(lanes, num_lanes(lanes, slots, dim, num_vertices))
-    if jax.default_backend() != "cpu":
-        return most
-    most = min(most, max(8, _DECIDED_BYTES // (8 * slots * dim)))
-    return max(size for size in _LANES if size <= most)
 
 
 def project(
@@ -116,137 +63,11 @@ def _traced(slots: int, last_slots: int, dtype: jnp.dtype) -> Any:
     """One function per static choice, so that pmap finds its compiled program."""
 
     def solve(shared: tuple[Oracle, Tolerances], given: tuple[Array, Any]) -> HullProjection:
-        return project_traced(*shared, *given, slots=slots, last_slots=last_slots, dtype=dtype)
+        return programs.project_traced(
+            *shared, *given, slots=slots, last_slots=last_slots, dtype=dtype
+        )
 
     return jax.jit(solve)
-
-
-def project_traced(
-    oracle: Oracle,
-    tolerances: Tolerances,
-    queries: Float[Array, "queries dim"],
-    start: tuple[Array, Array] | None,
-    *,
-    slots: int,
-    last_slots: int,
-    dtype: jnp.dtype,
-) -> HullProjection:
-    """Every query in one traced program; batches one after the other."""
-    with _numerics.float64():
-        number, dim = queries.shape
-        lanes = num_lanes(number, slots, dim, oracle.num_vertices)
-        batches = -(-number // lanes)
-        padded = jax.tree.map(
-            lambda array: jnp.pad(array, ((0, batches * lanes - number), (0, 0)), mode="edge"),
-            (queries, start),
-        )
-        solve = partial(
-            _solve_batch, oracle, tolerances, slots=slots, last_slots=last_slots, dtype=dtype
-        )
-        if batches == 1:
-            answer = solve(padded)
-        else:
-            split = jax.tree.map(lambda array: array.reshape(batches, lanes, -1), padded)
-            answer = lax.map(solve, split)
-            answer = jax.tree.map(lambda out: out.reshape(-1, *out.shape[2:]), answer)
-        return jax.tree.map(lambda out: out[:number], answer)
-
-
-def _solve_batch(
-    oracle: Oracle,
-    tolerances: Tolerances,
-    given: tuple[Array, tuple[Array, Array] | None],
-    *,
-    slots: int,
-    last_slots: int,
-    dtype: jnp.dtype,
-) -> HullProjection:
-    with _numerics.float64():
-        lanes = _start(oracle, *given, slots=slots)
-        lanes = fully_corrective.name_candidates(
-            oracle, lanes, tolerances, phase=SAMPLE if given[1] is None else SKETCH
-        )
-        decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
-        first = bracket.answer(oracle, lanes, decision, tolerances, dtype)
-        first = _widened(first, last_slots)
-        decided = decision.converged | (lanes.code == BAD)
-
-        def finish(lanes: Lanes) -> HullProjection:
-            code = jnp.where(decided & (lanes.code != BAD), ENDED, lanes.code)
-            code = jnp.where(decided, code, ACTIVE).astype(jnp.int32)
-            answer = _finish(
-                oracle, tolerances, lanes._replace(code=code), slots=last_slots, dtype=dtype
-            )
-            return jax.tree.map(
-                lambda old, new: jnp.where(
-                    decided.reshape(decided.shape + (1,) * (old.ndim - 1)), old, new
-                ),
-                first,
-                answer,
-            )
-
-        return lax.cond(jnp.all(decided), lambda lanes: first, finish, lanes)
-
-
-def _finish(
-    oracle: Oracle, tolerances: Tolerances, lanes: Lanes, *, slots: int, dtype: jnp.dtype
-) -> HullProjection:
-    lanes = fully_corrective.widen(oracle, lanes, slots)
-    lanes = fully_corrective.finish(oracle, lanes, tolerances)
-    decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=True)
-    return bracket.answer(oracle, lanes, decision, tolerances, dtype)
-
-
-# The programs of the host form. Each takes the oracle first; `slots` and `dtype` are static.
-
-
-@partial(jax.jit, static_argnames=("slots",))
-def _start(oracle: Any, queries: Array, start: Any, steps: Any = None, *, slots: int) -> Lanes:
-    with _numerics.float64():
-        lanes = fully_corrective.start(oracle, queries, slots)
-        lanes = lanes if steps is None else lanes._replace(steps=steps)
-        return lanes if start is None else fully_corrective.warm_start(oracle, lanes, *start)
-
-
-@partial(jax.jit, static_argnames=("slots",))
-def _start_in_components(
-    oracle: Any, queries: Array, tolerances: Tolerances, *, slots: int
-) -> Lanes:
-    with _numerics.float64():
-        return fully_corrective.start_in_components(oracle, queries, tolerances, slots)
-
-
-@partial(jax.jit, static_argnames=("slots",))
-def _name_by_gram(oracle: Any, queries: Array, *, slots: int) -> Lanes:
-    with _numerics.float64():
-        lanes = fully_corrective.start(oracle, queries, slots)
-        return gram.name_supports(oracle, lanes)
-
-
-@partial(jax.jit, donate_argnames=("lanes",))
-def _name(oracle: Any, lanes: Lanes, tolerances: Tolerances, phase: Array, leave: Array) -> Lanes:
-    with _numerics.float64():
-        return fully_corrective.name_candidates(oracle, lanes, tolerances, phase=phase, leave=leave)
-
-
-@partial(jax.jit, static_argnames=("slots", "dtype"))
-def _conclude(
-    oracle: Any,
-    lanes: Lanes,
-    tolerances: Tolerances,
-    rows: Array,
-    *,
-    slots: int,
-    dtype: jnp.dtype,
-) -> HullProjection:
-    """Decide these lanes, which use so many slots at most."""
-    with _numerics.float64():
-        full = lanes.active.index.shape[1]
-        lanes = lanes._replace(active=active_set.without_rows(lanes.active))
-        lanes = jax.tree.map(lambda array: array[rows], lanes)
-        lanes = lanes._replace(active=active_set.narrow(lanes.active, slots))
-        decision = bracket.decide(oracle, lanes, tolerances, dtype, inside=False)
-        return _widened(bracket.answer(oracle, lanes, decision, tolerances, dtype), full)
 
 
 def _conclusions(
@@ -263,36 +84,7 @@ def _conclusions(
         step = _SLOT_STEP if most <= 4 * _SLOT_STEP else 2 * _SLOT_STEP
         most = min(slots, -(-most // step) * step)
         padded = np.resize(group, size).astype(np.int32)
-        yield group, _conclude(oracle, lanes, tolerances, padded, slots=most, dtype=dtype)
-
-
-def _widened(answer: HullProjection, slots: int) -> HullProjection:
-    """Supports of so many slots."""
-    extra = ((0, 0), (0, slots - answer.support.shape[1]))
-    return answer._replace(
-        support=jnp.pad(answer.support, extra, mode="edge"), weights=jnp.pad(answer.weights, extra)
-    )
-
-
-@partial(jax.jit, static_argnames=("slots", "dtype"))
-def _finish_supports(
-    oracle: Any,
-    tolerances: Tolerances,
-    queries: Array,
-    index: Array,
-    used: Array,
-    steps: Array,
-    *,
-    slots: int,
-    dtype: jnp.dtype,
-) -> HullProjection:
-    with _numerics.float64():
-        lanes = fully_corrective.start(oracle, queries, index.shape[1])
-        lanes = lanes._replace(
-            active=lanes.active._replace(index=index, value=used.astype(jnp.float32)),
-            steps=steps,
-        )
-        return _finish(oracle, tolerances, lanes, slots=slots, dtype=dtype)
+        yield group, programs.conclude(oracle, lanes, tolerances, padded, slots=most, dtype=dtype)
 
 
 def _block(arrays: Any, first: int, size: int) -> Any:
@@ -386,9 +178,9 @@ def _project_by_gram(
     """Supports named by the Gram matrix and decided at once; passes for what that leaves."""
     number = len(queries)
     answers = _Answers(number)
-    lanes = next((size for size in _LANES if size >= number), _LANES[-1])
+    lanes = next((size for size in LANES if size >= number), LANES[-1])
     for first in range(0, number, lanes):
-        named = _name_by_gram(oracle, _block(queries, first, lanes), slots=slots)
+        named = programs.name_by_gram(oracle, _block(queries, first, lanes), slots=slots)
         rows = np.arange(min(lanes, number - first))
         for group, answer in _conclusions(oracle, named, tolerances, rows, dtype=dtype):
             answers.add(first + group, answer)
@@ -440,7 +232,7 @@ def _project_batches(
             answers.add(ids[group], answer)
 
     def advance(batch: Lanes, ids: np.ndarray, *, phase: int, leave: int) -> None:
-        batch = _name(oracle, batch, tolerances, np.int32(phase), np.int32(leave))
+        batch = programs.name(oracle, batch, tolerances, np.int32(phase), np.int32(leave))
         active = (np.asarray(batch.code) == ACTIVE) & (np.asarray(batch.steps) < max_steps)
         active &= ids >= 0
         conclude(batch, ids, ~active)
@@ -455,9 +247,9 @@ def _project_batches(
         block = _block((queries, start, steps), first, lanes)
         ids = np.pad(ids, (0, lanes - len(ids)), constant_values=-1)
         if in_components:
-            batch = _start_in_components(oracle, block[0], tolerances, slots=slots)
+            batch = programs.begin_in_components(oracle, block[0], tolerances, slots=slots)
         else:
-            batch = _start(oracle, *block, slots=slots)
+            batch = programs.begin(oracle, *block, slots=slots)
         advance(batch, ids, phase=first_phase, leave=most_left)
         while len(pool) >= lanes:
             advance(*pool.take(oracle, lanes), phase=NEARBY, leave=most_left)
@@ -494,7 +286,7 @@ def _finish_undecided(
             padded = np.resize(ids, lanes)
             index = answer.support[padded]
             used = answer.weights[padded] > 0
-            result = _finish_supports(
+            result = programs.finish_supports(
                 oracle,
                 tolerances,
                 queries[padded],

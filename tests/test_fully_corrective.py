@@ -15,13 +15,14 @@ from hullgeo import (
     Status,
     _numerics,
     active_set,
-    batching,
     bracket,
+    buckets,
     fully_corrective,
     membership,
     oracle,
     prepare,
     prepare_hull,
+    programs,
     project_to_hull,
 )  # fmt: skip
 from hullgeo.bracket import Tolerances
@@ -195,7 +196,7 @@ def test_large_supports_take_more_slots_and_no_float64_passes(monkeypatch, dtype
     plenty = project_to_hull(queries, hull, capacity=48)
     assert (np.asarray(plenty.weights) > 0).sum(axis=1).max() > 6
     with monkeypatch.context() as patch:
-        patch.delattr(batching, "_finish_supports")
+        patch.delattr(programs, "finish_supports")
         assert_same(project_to_hull(queries, hull, capacity=3), plenty)
 
 
@@ -451,10 +452,10 @@ def test_programs_are_compiled_per_bucket_not_per_size():
     """Batches of any size fill a few buckets of lanes, each compiled once."""
     rng = np.random.default_rng(5)
     vertices = prepare_hull(rng.normal(size=(70, DIM)))
-    programs = (batching._start, batching._name, batching._conclude, batching._finish_supports)
+    counted = (programs.begin, programs.name, programs.conclude, programs.finish_supports)
 
     def counts():
-        return np.array([program._cache_size() for program in programs])
+        return np.array([program._cache_size() for program in counted])
 
     before = counts()
     for size in (2, 3, 5, 8, 7, 4, 6):
@@ -487,22 +488,22 @@ def test_peak_memory_is_a_small_multiple_of_the_vertices(number, dim):
     assert temporary(prepare._prepare, vertices, coarse=True) < 2.5 * size
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(hull))
     assert kept < 2.7 * size
-    slots = batching.default_slots(number, dim)
-    lanes = batching.num_lanes(256, slots, dim, number)
+    slots = buckets.default_slots(number, dim)
+    lanes = buckets.num_lanes(256, slots, dim, number)
     tolerances = Tolerances(
         shape((), jnp.float64), shape((), jnp.float64), shape((), jnp.int32), shape((), jnp.bool_)
     )
     query = shape((lanes, dim), jnp.float32)
     state = jax.eval_shape(
-        lambda hull, query: batching._start(hull, query, None, slots=slots), hull, query
+        lambda hull, query: programs.begin(hull, query, None, slots=slots), hull, query
     )
     count = shape((), jnp.int32)
-    assert temporary(batching._name, hull, state, tolerances, count, count) < 3 * size
-    wide = batching.finishing_slots(number, dim, slots)
-    lanes = batching.num_lanes(256, 2 * wide, dim, number)
+    assert temporary(programs.name, hull, state, tolerances, count, count) < 3 * size
+    wide = buckets.finishing_slots(number, dim, slots)
+    lanes = buckets.num_lanes(256, 2 * wide, dim, number)
     support = shape((lanes, slots), jnp.int32), shape((lanes, slots), jnp.bool_)
     finishing = temporary(
-        batching._finish_supports,
+        programs.finish_supports,
         hull,
         tolerances,
         shape((lanes, dim), jnp.float32),
@@ -556,14 +557,14 @@ def test_few_vertices_are_named_by_their_gram_matrix(number):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators decide whole batches")
 def test_decisions_keep_to_the_memory_of_a_batch():
-    assert batching.num_decided(128, 48, 2048, 1000) == 8
-    assert batching.num_decided(64, 48, 512, 5000) == 32
+    assert buckets.num_decided(128, 48, 2048, 1000) == 8
+    assert buckets.num_decided(64, 48, 512, 5000) == 32
     # Rows of a hundred vertices of 150,000 dimensions: one query at a time.
-    assert batching.num_decided(128, 100, 150_000, 100) == 1
+    assert buckets.num_decided(128, 100, 150_000, 100) == 1
 
 
 def test_a_query_at_a_vertex_needs_no_float64_passes(monkeypatch):
-    monkeypatch.setattr(batching, "_finish_supports", None)
+    monkeypatch.setattr(programs, "finish_supports", None)
     corners = scipy.spatial.ConvexHull(cloud()).vertices[:QUERIES]
     vertices = cloud().astype(np.float32)
     answer = project_to_hull(vertices[corners], vertices)
@@ -577,7 +578,7 @@ def test_a_query_that_only_has_to_admit_its_band_is_not_given_up():
     query = jnp.asarray([[0.2, 0.1, 1.0]], jnp.float32)
     # Three corners hold the nearest point; the fourth scores as low as they do.
     start = jnp.asarray([[0, 1, 2]], jnp.int32), jnp.asarray([[0.15, 0.45, 0.4]], jnp.float32)
-    lanes = batching._start(hull, query, start, slots=4)
+    lanes = programs.begin(hull, query, start, slots=4)
     with _numerics.float64():
         tolerances = Tolerances(jnp.float64(1e-6), jnp.float64(0), jnp.int32(9), jnp.bool_(False))
         idle = lanes._replace(idle=~lanes.idle, square=jnp.sum(lanes.shifted[:, 2:] ** 2, axis=1))
