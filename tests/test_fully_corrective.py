@@ -255,6 +255,21 @@ def test_however_candidates_are_named_brackets_are_the_same(
     assert np.all(cut.distance >= expected.distance_lower_bound)
 
 
+def test_more_vertices_in_the_band_than_slots_hold_no_pass_over_few_for_ever(monkeypatch):
+    """Copies up to rounding fill all slots, and more of them could join at every pass."""
+    for name, value in {"_SMALLEST_NEARBY": 0, "_UNROLLED": 2, "_SLICES": (2, 2)}.items():
+        monkeypatch.setattr(oracle, name, value)
+    rng = np.random.default_rng(0)
+    vertices = rng.normal(size=(400, DIM))
+    vertices[:200] = 8 * np.eye(DIM)[0] + 1e-7 * vertices[:200]
+    queries = 20 * np.eye(DIM)[0] + 0.1 * rng.normal(size=(64, DIM))
+    hull = prepare_hull(vertices.astype(np.float32))
+    assert hull.num_nearby > 0
+    answer = project_to_hull(queries.astype(np.float32), hull)
+    assert np.all(answer.status == Status.CONVERGED)
+    assert answer.distance == pytest.approx(np.linalg.norm(queries - vertices[0], axis=1), rel=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_what_components_leave_out_of_a_vertex_counts_as_a_coordinate_of_its_own(dtype):
     """The supports are those of the points [E' v_i, t_i e_i], exactly."""
