@@ -16,9 +16,9 @@ forced upon a part of them, as drawn for each seed (`Ways`).
 With `--mutate` the bounds of rounding errors are taken away, and the run must find false brackets:
 otherwise it would prove nothing. The exit status is 1 where the outcome is not the one wanted.
 
-About two hours of one core, most of it compilation for 20 pairs of shape and types: few seeds with
-many queries each (`--batch`) compile least, and `--part 1/2` and `--part 2/2` share the pairs
-between two processes.
+About an hour and a half of one core, nearly all of it compilation for 20 pairs of shape and types:
+few seeds with many queries each (`--batch`) compile least, and `--part 1/2` and `--part 2/2` share
+the pairs between two processes.
 """
 
 import argparse
